@@ -1,0 +1,57 @@
+//! The REST contract of slicer: request and response types, exec frames, error codes, and the
+//! small grammars (durations, sizes, socket-or-URL) that clients and daemon must agree on.
+//!
+//! This crate does no I/O. The shapes follow SlicerVM's REST API; Go's strict JSON decoder fixes
+//! most of the details: timestamps are RFC 3339 strings, integers are JSON integers, uptimes are
+//! integer nanoseconds.
+
+mod duration;
+mod endpoint;
+mod error;
+mod exec;
+mod guest;
+mod node;
+
+pub use duration::{DurationError, format_duration, parse_duration};
+pub use endpoint::{Endpoint, EndpointError};
+pub use error::{ApiError, ErrorBody};
+pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
+pub use guest::{Health, Identity, NetworkIdentity, ShutdownAction, ShutdownRequest};
+pub use node::{
+    CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
+    NodeNetwork, NodeStatus, Wait,
+};
+
+/// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.
+pub type Timestamp = jiff::Timestamp;
+
+/// The value of `uid` and `gid` that means "the image's default user", like leaving it out.
+pub const AUTO_ID: u32 = u32::MAX;
+
+/// The Go name of a CPU architecture (`amd64`, `arm64`), which is what the API speaks.
+#[must_use]
+pub fn go_arch(rust_arch: &str) -> &str {
+    match rust_arch {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The Go name of an operating system (`darwin`, `linux`), which is what the API speaks.
+#[must_use]
+pub fn go_os(rust_os: &str) -> &str {
+    match rust_os {
+        "macos" => "darwin",
+        other => other,
+    }
+}
+
+/// Deserializes `null` as the type's default: Go clients may send `null` for an empty list.
+pub(crate) fn null_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + serde::Deserialize<'de>,
+{
+    Ok(<Option<T> as serde::Deserialize>::deserialize(deserializer)?.unwrap_or_default())
+}

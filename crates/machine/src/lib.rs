@@ -1,0 +1,102 @@
+//! The one seam between slicer and a hypervisor.
+//!
+//! It sits at the level of a managed VM: launch, connect, pause, resume, stop. Nothing here speaks
+//! of vCPU loops or devices, so that Apple's Virtualization framework and QEMU both fit behind it
+//! unchanged, and nothing above it may ask which of the two it talks to: what differs is a
+//! [`Capabilities`] flag or an [`MachineError::Unsupported`].
+#![forbid(unsafe_code)]
+
+mod error;
+mod spec;
+
+pub use error::MachineError;
+pub use spec::{Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, UserNetwork};
+
+use async_trait::async_trait;
+use std::path::Path;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+/// A fresh, reliable, ordered byte stream to the guest's agent.
+pub trait GuestStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> GuestStream for T {}
+
+/// What a backend can do here, on this host. Asked once at start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Guest architectures it can run.
+    pub archs: Vec<Arch>,
+    /// Whether a paused VM's memory can be saved to a file and restored.
+    pub save_restore: bool,
+    /// Whether host folders can be shared into a guest.
+    pub shares: bool,
+    /// The disk formats it can attach.
+    pub disk_formats: Vec<DiskFormat>,
+}
+
+/// How a VM is doing, as its backend sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineState {
+    /// Its CPUs run.
+    Running,
+    /// Its CPUs are frozen.
+    Paused,
+    /// It is gone, for this reason. Nothing follows.
+    Stopped(StopReason),
+}
+
+/// Why a VM is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// The guest powered off or asked for a reboot, which never restarts it.
+    Guest,
+    /// It was told to, by [`Machine::kill`].
+    Killed,
+    /// The backend or its process failed; the text says how.
+    Crashed(String),
+}
+
+/// A way to run virtual machines. One exists per daemon.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// The name a configuration selects it by: `qemu`, `apple`.
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this host.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// The kernel command line's parts that depend on the machine's devices, such as `console=`.
+    fn kernel_args(&self, arch: Arch) -> String;
+
+    /// Starts a VM. When this returns, the VM runs; the guest need not have booted. Dropping the
+    /// future before that leaves nothing behind.
+    async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError>;
+
+    /// Ends whatever a daemon that died left running for the VM whose [`MachineSpec::state_dir`]
+    /// this is. Nothing to do is success.
+    async fn reap(&self, state_dir: &Path) -> Result<(), MachineError>;
+}
+
+/// A VM that was launched. Dropping it kills the VM.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// Opens a stream to the agent. Waits for a guest that has not got that far yet, so the caller
+    /// bounds it; fails at once when the VM is gone.
+    async fn connect(&self) -> Result<Box<dyn GuestStream>, MachineError>;
+
+    /// Freezes the CPUs. Done when it returns; pausing a paused VM is success.
+    async fn pause(&self) -> Result<(), MachineError>;
+
+    /// Lets the CPUs run on. Done when it returns; resuming a running VM is success.
+    async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Presses the power button; whether the guest heeds it shows in [`Machine::state`].
+    async fn request_stop(&self) -> Result<(), MachineError>;
+
+    /// Ends the VM at once. When it returns, no process and no lock of it is left; killing a VM
+    /// that is gone is success.
+    async fn kill(&self) -> Result<(), MachineError>;
+
+    /// The VM's state, now and as it changes.
+    fn state(&self) -> watch::Receiver<MachineState>;
+}

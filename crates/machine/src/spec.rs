@@ -1,0 +1,125 @@
+//! What a VM is made of, in terms every backend understands.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// A guest's CPU architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// 64-bit x86; `amd64` to Go and Debian.
+    X86_64,
+    /// 64-bit Arm; `arm64` to Go and Debian.
+    Aarch64,
+}
+
+impl Arch {
+    /// The architecture of this host, when it is one a guest can have.
+    #[must_use]
+    pub fn host() -> Option<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Self::X86_64),
+            "aarch64" => Some(Self::Aarch64),
+            _ => None,
+        }
+    }
+
+    /// Go's, Debian's and OCI's name of it.
+    #[must_use]
+    pub fn go_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// The kernel's and Rust's name of it.
+    #[must_use]
+    pub fn kernel_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+}
+
+/// How a disk's bytes are laid out in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskFormat {
+    /// As the guest sees them.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// A virtio block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The name by which the guest finds it (virtio-blk serial), at most 20 bytes: `root`.
+    pub id: &'static str,
+    /// The file behind it.
+    pub path: PathBuf,
+    /// The file's format.
+    pub format: DiskFormat,
+    /// Whether the guest may only read it; a read-only file may be shared between VMs.
+    pub read_only: bool,
+}
+
+/// Kernel, initramfs and command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// An uncompressed kernel: an ELF vmlinux on x86-64, an Image on Arm.
+    pub kernel: PathBuf,
+    /// The initramfs, a plain cpio.
+    pub initramfs: PathBuf,
+    /// The command line.
+    pub cmdline: String,
+}
+
+/// A hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A network card behind NAT, rootless: the guest reaches out, only forwards reach in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNetwork {
+    /// The card's hardware address.
+    pub mac: MacAddress,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// The host's address as the guest sees it, and the guest's default route.
+    pub gateway: Ipv4Addr,
+    /// Length of the network prefix both are in.
+    pub prefix: u8,
+}
+
+/// Everything a backend needs to launch a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// The VM's hostname; names processes and log lines.
+    pub name: String,
+    /// The guest's architecture.
+    pub arch: Arch,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// What boots.
+    pub boot: Boot,
+    /// Disks, in order.
+    pub disks: Vec<Disk>,
+    /// The network card, when it has one.
+    pub network: Option<UserNetwork>,
+    /// The file its serial console is appended to.
+    pub console: PathBuf,
+    /// A directory of this VM alone, for the backend's sockets and notes. It exists, and is short
+    /// enough for a unix socket's name (checked by the backend).
+    pub state_dir: PathBuf,
+}
