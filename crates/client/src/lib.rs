@@ -1,1 +1,17 @@
-//! client
+//! Async client of slicer's REST API: HTTP/1.1 over a unix socket or TCP, typed calls, streamed
+//! exec, and the rules by which a daemon and a token are found.
+#![forbid(unsafe_code)]
+
+mod client;
+mod conn;
+mod discover;
+mod error;
+mod exec;
+mod lines;
+
+pub use client::{Client, NodeFilter};
+pub use discover::{
+    DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,
+};
+pub use error::ClientError;
+pub use exec::{ExecStream, MAX_LINE, Stdin, output_bytes};

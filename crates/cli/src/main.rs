@@ -1,0 +1,2 @@
+//! The slicer command.
+fn main() {}
