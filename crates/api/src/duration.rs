@@ -24,7 +24,8 @@ pub enum DurationError {
     TooLong(String),
 }
 
-const MAX_NANOS: f64 = i64::MAX as f64;
+/// 2^63 nanoseconds, the end of Go's range.
+const MAX_NANOS: f64 = 9_223_372_036_854_775_808.0;
 
 /// Parses a Go duration such as `60s`, `1m0s`, `1h2m3.5s` or `500ms`. `0` needs no unit.
 /// Negative durations, which no parameter of the API can use, are refused.
