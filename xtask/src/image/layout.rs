@@ -1,0 +1,173 @@
+//! Writes an OCI image layout with one image of one layer.
+//!
+//! Source: the OCI image specification 1.1 (image-layout.md, manifest.md, config.md).
+
+use anyhow::{Context, Result};
+use oci_spec::image::{ImageIndex, MediaType};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// The tag of the image.
+const TAG: &str = "latest";
+/// The annotation of the index that tells what the image was made of.
+const INPUTS: &str = "slicer.inputs";
+/// Compression level: beyond it, time grows faster than the image shrinks.
+const LEVEL: i32 = 9;
+
+/// Sizes of a layer, bytes.
+pub(super) struct Info {
+    /// As a tar archive.
+    pub(super) unpacked: u64,
+    /// As a blob.
+    pub(super) packed: u64,
+}
+
+/// Writes a layout into the empty directory `dir`; `write` provides the layer's tar archive.
+pub(super) fn write(
+    dir: &Path,
+    arch: &str,
+    inputs: &str,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
+) -> Result<Info> {
+    let blobs = dir.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+
+    let part = blobs.join("layer");
+    let mut encoder = zstd::Encoder::new(Hashing::new(File::create(&part)?), LEVEL)?;
+    encoder.multithread(
+        std::thread::available_parallelism().map_or(1, |n| n.get().try_into().unwrap_or(1)),
+    )?;
+    let mut tar = Hashing::new(encoder);
+    write(&mut tar)?;
+    let unpacked = tar.length;
+    let (encoder, diff_id) = tar.finish();
+    let blob = encoder.finish()?;
+    let packed = blob.length;
+    let (file, digest) = blob.finish();
+    file.sync_all()?;
+    fs::rename(&part, blobs.join(&digest))?;
+
+    let config = blob_of(
+        &blobs,
+        &json!({
+            "architecture": arch,
+            "os": "linux",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff_id}")] },
+        }),
+    )?;
+    let manifest = blob_of(
+        &blobs,
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::ImageManifest,
+            "config": descriptor(&MediaType::ImageConfig, &config.0, config.1),
+            "layers": [descriptor(&MediaType::ImageLayerZstd, &digest, packed)],
+        }),
+    )?;
+    let mut entry = descriptor(&MediaType::ImageManifest, &manifest.0, manifest.1);
+    entry["platform"] = json!({ "architecture": arch, "os": "linux" });
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": TAG });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::ImageIndex,
+        "manifests": [entry],
+        "annotations": { INPUTS: inputs },
+    });
+    sync_write(&dir.join("index.json"), &serde_json::to_vec_pretty(&index)?)?;
+    sync_write(
+        &dir.join("oci-layout"),
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+    )?;
+    Ok(Info { unpacked, packed })
+}
+
+/// What the layout at `dir` was made of, when there is one.
+pub(super) fn inputs_of(dir: &Path) -> Option<String> {
+    let index = ImageIndex::from_file(dir.join("index.json")).ok()?;
+    index.annotations().as_ref()?.get(INPUTS).cloned()
+}
+
+/// Puts a finished directory in the place of another.
+pub(super) fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
+    let old = new.path().with_extension("old");
+    if dest.exists() {
+        fs::rename(dest, &old).with_context(|| format!("cannot move {}", dest.display()))?;
+    }
+    let new = new.keep();
+    make_readable(&new)?;
+    fs::rename(&new, dest).with_context(|| format!("cannot create {}", dest.display()))?;
+    if old.exists() {
+        fs::remove_dir_all(&old)?;
+    }
+    Ok(())
+}
+
+/// Temporary directories are private; results are for everyone.
+fn make_readable(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
+}
+
+fn blob_of(blobs: &Path, value: &Value) -> Result<(String, u64)> {
+    let bytes = serde_json::to_vec(value)?;
+    let digest = hex(&Sha256::digest(&bytes));
+    sync_write(&blobs.join(&digest), &bytes)?;
+    Ok((digest, bytes.len() as u64))
+}
+
+fn descriptor(media_type: &MediaType, digest: &str, size: u64) -> Value {
+    json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size })
+}
+
+fn sync_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Counts and digests what is written through it.
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+    length: u64,
+}
+
+impl<W> Hashing<W> {
+    fn new(inner: W) -> Self {
+        Self {
+            inner,
+            hash: Sha256::new(),
+            length: 0,
+        }
+    }
+
+    fn finish(self) -> (W, String) {
+        (self.inner, hex(&self.hash.finalize()))
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(buf)?;
+        self.hash.update(&buf[..n]);
+        self.length += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
