@@ -1,0 +1,73 @@
+//! The guest's agent: `/init` of every VM's initramfs, and the HTTP server on the guest channel.
+//!
+//! One static binary in three roles. As PID 1 of the initramfs it finds and mounts the root disk
+//! and hands over to the image's init ([`init`]). Just before that it leaves a supervisor behind
+//! ([`supervise`]), which keeps a worker alive ([`worker`]): the worker serves HTTP on every stream
+//! the host opens on the guest channel. `serve --unix PATH` is that server alone, on a socket
+//! instead of a virtio port, touching nothing of the system it runs on.
+#![deny(unsafe_code)]
+
+mod error;
+mod exec;
+mod grow;
+mod http;
+mod identity;
+mod init;
+mod log;
+mod modules;
+mod net;
+mod port;
+mod power;
+mod ready;
+mod server;
+mod supervise;
+mod sys;
+mod units;
+mod users;
+mod worker;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: slicer-agent serve --unix PATH | slicer-agent version\n";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    // The kernel passes on whatever of its command line it does not know, so as /init the
+    // arguments mean nothing.
+    if rustix::process::getpid().is_init() && program == OsStr::new("/init") {
+        return init::run();
+    }
+    let args: Vec<OsString> = args.collect();
+    let words: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
+    match words.as_slice() {
+        [word, kind] if *word == "supervise" => match init::GuestInit::from_word(kind) {
+            Some(kind) => supervise::run(kind),
+            None => usage(),
+        },
+        [word, flag, path] if *word == "serve" && *flag == "--unix" => {
+            worker::serve_socket(Path::new(path))
+        }
+        [word] if *word == "version" || *word == "--version" => {
+            say(
+                &mut std::io::stdout(),
+                concat!("slicer-agent ", env!("CARGO_PKG_VERSION"), "\n"),
+            );
+            ExitCode::SUCCESS
+        }
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    say(&mut std::io::stderr(), USAGE);
+    ExitCode::from(2)
+}
+
+/// Writes, and if nobody reads, so be it.
+fn say(to: &mut impl Write, text: &str) {
+    let _ = to.write_all(text.as_bytes());
+}

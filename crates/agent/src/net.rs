@@ -1,0 +1,139 @@
+//! The guest's network: one IPv4 address, one default route, set by the interface ioctls, which
+//! every kernel has and no program is needed for.
+
+use crate::error::{AgentError, io_error};
+use crate::sys;
+use slicer_api::NetworkIdentity;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// How long the modules of a slow guest may take to load.
+const MODULES_WAIT: Duration = Duration::from_mins(1);
+/// How long after that the interface may take to appear: nearly always no time at all.
+const INTERFACE_WAIT: Duration = Duration::from_secs(10);
+
+/// Gives the interface with the network's hardware address its address and the default route, and
+/// brings it and the loopback up.
+pub(crate) async fn configure(
+    network: &NetworkIdentity,
+    mut modules_loaded: watch::Receiver<bool>,
+) -> Result<(), AgentError> {
+    // Any datagram socket is a handle for these requests.
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .map_err(io_error::<io::Error>("open", "a socket for network set-up"))?;
+    let socket = socket.as_fd();
+    sys::set_up(socket, "lo").map_err(io_error("bring up", "lo"))?;
+    // Running out of time is no reason not to look.
+    let _ = timeout(MODULES_WAIT, modules_loaded.wait_for(|done| *done)).await;
+    let interface = wait_for_interface(&network.mac).await?;
+    sys::set_address(socket, &interface, network.address, network.prefix)
+        .map_err(io_error("set the address of", &interface))?;
+    sys::set_up(socket, &interface).map_err(io_error("bring up", &interface))?;
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let mut there = false;
+    for gateway in default_gateways(&routes, &interface) {
+        if gateway == network.gateway {
+            there = true;
+        } else {
+            sys::delete_default_route(socket, gateway)
+                .map_err(io_error("delete the old default route of", &interface))?;
+        }
+    }
+    if !there {
+        sys::add_default_route(socket, network.gateway)
+            .map_err(io_error("add the default route of", &interface))?;
+    }
+    Ok(())
+}
+
+/// The name of the interface with this hardware address, as soon as there is one.
+async fn wait_for_interface(mac: &str) -> Result<String, AgentError> {
+    let look = async {
+        loop {
+            if let Some(name) = find_interface(mac) {
+                return name;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(INTERFACE_WAIT, look)
+        .await
+        .map_err(|_| AgentError::NoInterface {
+            mac: mac.chars().take(32).collect(),
+            seconds: INTERFACE_WAIT.as_secs(),
+        })
+}
+
+fn find_interface(mac: &str) -> Option<String> {
+    fs::read_dir("/sys/class/net")
+        .ok()?
+        .flatten()
+        .find(|entry| {
+            fs::read_to_string(entry.path().join("address"))
+                .is_ok_and(|address| address.trim().eq_ignore_ascii_case(mac))
+        })
+        .and_then(|entry| entry.file_name().into_string().ok())
+}
+
+/// The gateways of an interface's default routes. `table` is `/proc/net/route`: a heading, then a
+/// line a route of interface, destination, gateway, flags, …, mask, the addresses in hexadecimal
+/// and in the machine's byte order.
+fn default_gateways(table: &str, interface: &str) -> Vec<Ipv4Addr> {
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let address = |field: &str| {
+                let bits = u32::from_str_radix(field, 16).ok()?;
+                Some(Ipv4Addr::from(bits.to_ne_bytes()))
+            };
+            let [name, destination, gateway, _, _, _, _, mask, ..] = fields.as_slice() else {
+                return None;
+            };
+            let default = address(destination)?.is_unspecified() && address(mask)?.is_unspecified();
+            if *name != interface || !default {
+                return None;
+            }
+            address(gateway).filter(|g| !g.is_unspecified())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn default_routes_are_found() {
+        let table =
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+eth1\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0 short
+";
+        assert_eq!(
+            default_gateways(table, "eth0"),
+            [Ipv4Addr::new(10, 0, 2, 2)]
+        );
+        assert_eq!(
+            default_gateways(table, "eth1"),
+            [Ipv4Addr::new(192, 168, 0, 1)]
+        );
+        assert_eq!(default_gateways("", "eth0"), [Ipv4Addr::UNSPECIFIED; 0]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(table in "\\PC{0,200}") {
+            default_gateways(&table, "eth0");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The agent as the host sees it: an HTTP server on every stream of the guest channel.
+
+use crate::http::{self, Answer};
+use crate::init::GuestInit;
+use crate::ready::Readiness;
+use crate::users::Users;
+use crate::{exec, identity, log, power};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use rustix::time::{ClockId, clock_gettime};
+use serde::de::IntoDeserializer;
+use serde_json::json;
+use slicer_api::{ApiError, Health, Identity, ShutdownAction, ShutdownRequest};
+use slicer_channel::ChannelStream;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio_util::task::TaskTracker;
+
+/// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
+const HEAD_LIMIT: usize = 128 << 10;
+
+/// What the agent is the agent of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// A whole guest: identity, readiness and shutdown mean the system.
+    Guest(GuestInit),
+    /// Only itself: it serves on a socket and touches nothing of the system.
+    Process,
+}
+
+/// All of the agent's state.
+pub(crate) struct Agent {
+    scope: Scope,
+    started: Instant,
+    /// Whether users may be let in.
+    pub(crate) readiness: Readiness,
+    /// Who there is to run commands as.
+    pub(crate) users: Users,
+    /// Held while an identity is applied, so that two can't mix.
+    identity: Mutex<Option<Identity>>,
+    /// Whether modules that are loaded in the background are, the network's among them.
+    pub(crate) modules_loaded: watch::Sender<bool>,
+    /// Told when an agent whose scope is a process shall end.
+    pub(crate) end: Notify,
+    /// Everything that runs on behalf of a client.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Agent {
+    /// An agent that has not served anybody yet.
+    pub(crate) fn new(scope: Scope) -> Arc<Self> {
+        Arc::new(Self {
+            scope,
+            started: Instant::now(),
+            readiness: Readiness::default(),
+            users: Users::new(Path::new("/etc")),
+            identity: Mutex::new(None),
+            modules_loaded: watch::Sender::new(false),
+            end: Notify::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Serves one stream until its client leaves.
+    pub(crate) fn accept(self: &Arc<Self>, stream: ChannelStream) {
+        let agent = Arc::clone(self);
+        self.tasks.spawn(async move {
+            // Set by a request for shutdown, heeded when its answer is out.
+            let shutdown = Arc::new(OnceLock::new());
+            let service = service_fn(|request| {
+                let agent = Arc::clone(&agent);
+                let shutdown = Arc::clone(&shutdown);
+                async move { Ok::<_, Infallible>(agent.route(request, &shutdown).await) }
+            });
+            // A client whose end of the stream is closed has left: that is how a cancelled exec
+            // is known. Requests say themselves where their body ends, so none needs a half-close.
+            let served = http1::Builder::new()
+                .half_close(false)
+                .auto_date_header(false)
+                .max_buf_size(HEAD_LIMIT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            // How a stream ended is its client's business, unless it came to nothing at all.
+            drop(served);
+            if let Some(action) = shutdown.get() {
+                agent.shut_down(*action).await;
+            }
+        });
+    }
+
+    async fn route(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        shutdown: &OnceLock<ShutdownAction>,
+    ) -> Answer {
+        let method = request.method();
+        let result = match request.uri().path() {
+            "/health" if method == Method::GET || method == Method::HEAD => {
+                self.health(request.uri().query()).await
+            }
+            "/exec" if method == Method::POST => return exec::handle(&self, request),
+            "/identity" if method == Method::POST => self.identify(request).await,
+            "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
+            path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
+            path @ ("/exec" | "/identity" | "/shutdown") => {
+                return http::method_not_allowed(path, "POST");
+            }
+            path => Err(ApiError::not_found(format!(
+                "the agent has no endpoint {path:.100}"
+            ))),
+        };
+        result.unwrap_or_else(|e| http::error(&e))
+    }
+
+    /// The error of whoever comes before the guest is ready.
+    pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
+        if self.readiness.is_ready() {
+            return Ok(());
+        }
+        Err(ApiError::unavailable(format!(
+            "the guest is not ready: {}",
+            self.readiness.missing()
+        )))
+    }
+
+    async fn health(&self, query: Option<&str>) -> Result<Answer, ApiError> {
+        for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            match (&*key, &*value) {
+                ("wait", "ready") => self.readiness.ready().await,
+                ("wait", other) => {
+                    return Err(ApiError::bad_request(format!(
+                        "invalid wait {other:.64?}: expected ready"
+                    )));
+                }
+                _ => {}
+            }
+        }
+        self.check_ready()?;
+        let (hostname, ip) = match &*self.identity.lock().await {
+            Some(id) => (
+                id.hostname.clone(),
+                id.network.as_ref().map(|n| n.address.to_string()),
+            ),
+            None => Default::default(),
+        };
+        let uptime = clock_gettime(ClockId::Boottime);
+        let uptime = Duration::try_from(uptime).unwrap_or_default();
+        Ok(http::json(&Health {
+            hostname,
+            // Zero would mean that there is no agent.
+            agent_uptime: nanos(self.started.elapsed()).max(1),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            system_uptime: nanos(uptime),
+            userdata_ran: true,
+            userdata_exit_code: None,
+            ip: ip.unwrap_or_default(),
+        }))
+    }
+
+    async fn identify(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
+        let identity: Identity = http::read_json(request.into_body())
+            .await?
+            .ok_or_else(|| ApiError::bad_request("an identity is expected in the body"))?;
+        identity::check(&identity)?;
+        let mut held = self.identity.lock().await;
+        if let Scope::Guest(_) = self.scope {
+            identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
+                .await
+                .map_err(|e| ApiError::internal(e.to_string()))?;
+        }
+        *held = Some(identity);
+        self.readiness.set_identified();
+        Ok(http::json(&json!({})))
+    }
+
+    /// Sets the hostname again: systemd sets the image's own as it starts, which may be after the
+    /// identity came.
+    pub(crate) async fn assert_hostname(&self) {
+        if let Some(identity) = &*self.identity.lock().await
+            && let Err(e) = identity::set_hostname(&identity.hostname)
+        {
+            log::warn(&e.to_string());
+        }
+    }
+
+    /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
+    async fn ask_shutdown(
+        request: Request<Incoming>,
+        shutdown: &OnceLock<ShutdownAction>,
+    ) -> Result<Answer, ApiError> {
+        let query = request.uri().query().unwrap_or_default();
+        let named = form_urlencoded::parse(query.as_bytes())
+            .find(|(key, value)| key == "action" && !value.is_empty())
+            .map(|(_, value)| action(&value))
+            .transpose()?;
+        let body: Option<ShutdownRequest> = http::read_json(request.into_body()).await?;
+        let asked = named
+            .or(body.unwrap_or_default().action)
+            .unwrap_or_default();
+        let _ = shutdown.set(asked);
+        let mut answer = http::json(&json!({}));
+        // Ends the connection after this answer, which is what starts the shutdown.
+        answer
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+        Ok(answer)
+    }
+
+    async fn shut_down(&self, action: ShutdownAction) {
+        match self.scope {
+            Scope::Guest(init) => {
+                log::info("shutting down, as the host asked");
+                power::shutdown(init, action).await;
+            }
+            Scope::Process => self.end.notify_one(),
+        }
+    }
+}
+
+fn action(text: &str) -> Result<ShutdownAction, ApiError> {
+    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        text.into_deserializer();
+    serde::Deserialize::deserialize(deserializer).map_err(|_| {
+        ApiError::bad_request(format!(
+            "invalid action {text:.64?}: expected shutdown or reboot"
+        ))
+    })
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,154 @@
+//! The worker: serves the guest channel, over the virtio port or, for tests, a socket.
+
+use crate::error::{AgentError, io_error};
+use crate::init::GuestInit;
+use crate::modules::{self, ModuleList};
+use crate::server::{Agent, Scope};
+use crate::{log, port, ready};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+/// How long the agent of a process waits for what it started, once its host is gone. Longer than
+/// an abandoned command is given.
+const LAST_TASKS: Duration = Duration::from_secs(12);
+/// How long the answer to a shutdown may take to get through the channel.
+const LINGER: Duration = Duration::from_millis(200);
+/// Between two attempts to serve the port.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+fn runtime() -> Result<Runtime, AgentError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(io_error("start the runtime of", "slicer-agent"))
+}
+
+/// The worker of a guest. Ends only when it can't work at all.
+pub(crate) fn run(init: GuestInit) -> ExitCode {
+    let result = runtime().and_then(|runtime| {
+        let agent = Agent::new(Scope::Guest(init));
+        load_late_modules(&agent);
+        runtime.block_on(serve_guest(&agent, init))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::warn(&e.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Loads the modules nobody had to wait for, in a thread of its own since each can take long. The
+/// initramfs they are in is our standard input, see `init`.
+fn load_late_modules(agent: &Arc<Agent>) {
+    let done = agent.modules_loaded.clone();
+    let work = move || {
+        let stdin = std::io::stdin();
+        let initramfs = stdin.as_fd();
+        match ModuleList::read(initramfs) {
+            Ok(list) => {
+                for name in &list.late {
+                    if let Err(e) = modules::load(initramfs, name) {
+                        log::warn(&e.to_string());
+                    }
+                }
+                modules::discard_all(initramfs, &list);
+            }
+            Err(e) => log::warn(&e.to_string()),
+        }
+        done.send_replace(true);
+    };
+    if let Err(e) = std::thread::Builder::new()
+        .name("modules".to_owned())
+        .spawn(work)
+    {
+        log::warn(&format!("cannot start a thread to load modules: {e}"));
+        agent.modules_loaded.send_replace(true);
+    }
+}
+
+async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentError> {
+    let watcher = Arc::clone(agent);
+    agent.tasks.spawn(async move {
+        if init == GuestInit::Systemd {
+            ready::early_boot_over().await;
+            watcher.assert_hostname().await;
+        }
+        watcher.readiness.set_sane();
+    });
+    let path = find_port().await;
+    let port = Arc::new(port::open(&path)?);
+    log::info(&format!("serving on {}", path.display()));
+    loop {
+        port::wait_for_host(&port)
+            .await
+            .map_err(io_error("wait for the host on", &path))?;
+        let io = port::Port::new(Arc::clone(&port)).map_err(io_error("watch", &path))?;
+        let served = slicer_channel::serve(io, |stream| agent.accept(stream)).await;
+        if let Err(source) = served {
+            let path = path.clone();
+            log::info(&AgentError::Channel { path, source }.to_string());
+            // A port that keeps failing must not take the guest's processor.
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// The channel's port, as soon as the kernel knows its name, which it learns from the host some
+/// time after the driver is loaded. Without one there is nothing to do but go on looking.
+async fn find_port() -> PathBuf {
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Some(path) = port::find() {
+            return path;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Serves the channel on the unix socket at `path`, to which it connects. Ends when the host's
+/// side does, or on a shutdown.
+pub(crate) fn serve_socket(path: &Path) -> ExitCode {
+    let result = runtime().and_then(|runtime| runtime.block_on(serve_connected(path)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            log::warn(&e.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_connected(path: &Path) -> Result<(), AgentError> {
+    let socket = tokio::net::UnixStream::connect(path)
+        .await
+        .map_err(io_error("connect to", path))?;
+    let agent = Agent::new(Scope::Process);
+    agent.readiness.set_sane();
+    let serve = slicer_channel::serve(socket, |stream| agent.accept(stream));
+    let mut serve = std::pin::pin!(serve);
+    let result = tokio::select! {
+        result = &mut serve => result,
+        () = agent.end.notified() => {
+            // The host hangs up when it has its answer; one that doesn't gets no more of us.
+            let _ = tokio::time::timeout(LINGER, &mut serve).await;
+            Ok(())
+        }
+    };
+    agent.tasks.close();
+    let _ = tokio::time::timeout(LAST_TASKS, agent.tasks.wait()).await;
+    match result {
+        // Its end is how a host ends us.
+        Ok(()) | Err(slicer_channel::ChannelError::Closed) => Ok(()),
+        Err(source) => Err(AgentError::Channel {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
