@@ -1,2 +1,19 @@
-//! The slicer command.
-fn main() {}
+//! The `slicer` command: reads the command line, calls the daemon, prints.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod connection;
+mod error;
+mod output;
+mod runtime;
+mod stdin;
+mod table;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    ExitCode::from(commands::run(cli).unwrap_or_else(|e| e.report()))
+}

@@ -1,0 +1,37 @@
+//! One file a command; `vm` gathers those on VMs.
+
+pub(crate) mod add;
+pub(crate) mod completion;
+pub(crate) mod delete;
+pub(crate) mod exec;
+pub(crate) mod group;
+pub(crate) mod health;
+pub(crate) mod info;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod pause;
+pub(crate) mod ready;
+pub(crate) mod resume;
+pub(crate) mod shutdown;
+pub(crate) mod up;
+pub(crate) mod version;
+pub(crate) mod vm;
+
+use crate::args::{Cli, Command};
+use crate::error::CliError;
+use crate::runtime::block_on;
+
+/// Runs what the command line asks for and gives back the exit code.
+pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
+    let connection = &cli.connection;
+    match cli.command {
+        Command::Version(c) => c.run(),
+        Command::Completion(c) => c.run(),
+        Command::Up(c) => c.run(),
+        Command::Vm(c) => block_on(c.run(connection)),
+        Command::Ls(c) => block_on(c.run(connection)),
+        Command::Exec(c) => block_on(c.run(connection)),
+        Command::Logs(c) => block_on(c.run(connection)),
+        Command::Info(c) => block_on(c.run(connection)),
+    }
+}

@@ -1,0 +1,45 @@
+//! `slicer vm`.
+
+use super::{
+    add::Add, delete::Delete, exec::Exec, group::Group, health::Health, list::List, logs::Logs,
+    pause::Pause, ready::Ready, resume::Resume, shutdown::Shutdown,
+};
+use crate::connection::Connection;
+use crate::error::CliError;
+use clap::Subcommand;
+
+/// Work with VMs
+#[derive(Debug, Subcommand)]
+pub(crate) enum Vm {
+    #[command(visible_alias = "launch")]
+    Add(Add),
+    #[command(visible_aliases = ["ls", "l"])]
+    List(List),
+    Group(Group),
+    Ready(Ready),
+    Health(Health),
+    Exec(Exec),
+    Logs(Logs),
+    Pause(Pause),
+    Resume(Resume),
+    Shutdown(Shutdown),
+    Delete(Delete),
+}
+
+impl Vm {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<u8, CliError> {
+        match self {
+            Self::Add(c) => c.run(connection).await,
+            Self::List(c) => c.run(connection).await,
+            Self::Group(c) => c.run(connection).await,
+            Self::Ready(c) => c.run(connection).await,
+            Self::Health(c) => c.run(connection).await,
+            Self::Exec(c) => c.run(connection).await,
+            Self::Logs(c) => c.run(connection).await,
+            Self::Pause(c) => c.run(connection).await,
+            Self::Resume(c) => c.run(connection).await,
+            Self::Shutdown(c) => c.run(connection).await,
+            Self::Delete(c) => c.run(connection).await,
+        }
+    }
+}

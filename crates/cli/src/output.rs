@@ -1,0 +1,77 @@
+//! Everything that is printed. Data goes to stdout, all else to stderr; a failed write is an
+//! error, never a panic.
+
+use crate::error::CliError;
+use serde::Serialize;
+use std::io::Write;
+use tokio::io::AsyncWriteExt as _;
+
+const RED: &str = "\x1b[1;31m";
+const CYAN: &str = "\x1b[1;36m";
+const PLAIN: &str = "\x1b[0m";
+
+/// Writes data to stdout. Doesn't block the runtime, so an interrupt is still seen when nobody
+/// reads.
+pub(crate) async fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = tokio::io::stdout();
+    stdout
+        .write_all(text.as_bytes())
+        .await
+        .map_err(CliError::Output)?;
+    stdout.flush().await.map_err(CliError::Output)
+}
+
+/// Writes data to stdout where there is no runtime.
+pub(crate) fn print_now(text: &[u8]) -> Result<(), CliError> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text)
+        .and_then(|()| stdout.flush())
+        .map_err(CliError::Output)
+}
+
+/// A value as JSON for people and programs, with a line end.
+pub(crate) fn json(value: &impl Serialize) -> Result<String, CliError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(CliError::Json)?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// Says on stderr that the command failed.
+pub(crate) fn error(text: &str) {
+    say(RED, "Error", text);
+}
+
+/// Says on stderr what may help.
+pub(crate) fn hint(text: &str) {
+    say(CYAN, "Hint", text);
+}
+
+fn say(color: &str, label: &str, text: &str) {
+    // Drops the colours unless stderr is a terminal that wants them. When even stderr can't be
+    // written to, the exit code must be enough.
+    let mut stderr = anstream::stderr().lock();
+    let _ = writeln!(stderr, "{color}{label}:{PLAIN} {}", one_line(text));
+}
+
+/// Text from elsewhere, without what could move the cursor or start a new line.
+pub(crate) fn one_line(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| match c {
+            '\n' | '\t' => ' ',
+            c if c.is_control() => char::REPLACEMENT_CHARACTER,
+            c => c,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_on_its_line() {
+        assert_eq!(one_line("a\nb\x1b[2Jc\r\n"), "a b\u{fffd}[2Jc");
+    }
+}
