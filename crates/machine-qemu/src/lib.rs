@@ -1,1 +1,119 @@
-//! machine-qemu
+//! The QEMU backend of [`slicer_machine`], for Linux hosts.
+//!
+//! One QEMU process per VM, driven over QMP. Monitor and guest channel are socket pairs handed
+//! down at the start: nothing of a VM can be reached through the file system, and no path is too
+//! long. The process dies with the daemon.
+#![cfg(target_os = "linux")]
+#![deny(unsafe_code)]
+
+mod accel;
+mod args;
+mod channel;
+mod process;
+mod qmp;
+mod vm;
+
+pub use accel::Accelerator;
+
+use accel::AccelChoice;
+use async_trait::async_trait;
+use process::Spawner;
+use slicer_machine::{
+    Arch, Capabilities, DiskFormat, Hypervisor, Machine, MachineError, MachineSpec,
+};
+use std::path::{Path, PathBuf};
+
+/// The name errors and configurations use.
+const NAME: &str = "qemu";
+
+/// The QEMU backend.
+pub struct Qemu {
+    capabilities: Capabilities,
+    programs: Vec<(Arch, PathBuf)>,
+    spawner: Spawner,
+    accel: AccelChoice,
+}
+
+impl Qemu {
+    /// Looks for QEMU's programs on `PATH`. `verdict_file` is where the outcome of the trial boot
+    /// under KVM is kept.
+    ///
+    /// # Errors
+    /// When there is no QEMU for this host's own architecture, or no thread can be started.
+    pub fn new(verdict_file: PathBuf) -> Result<Self, MachineError> {
+        let programs: Vec<(Arch, PathBuf)> = [Arch::X86_64, Arch::Aarch64]
+            .into_iter()
+            .filter_map(|arch| Some((arch, find_program(args::program(arch))?)))
+            .collect();
+        let host = Arch::host();
+        if !programs.iter().any(|(arch, _)| Some(*arch) == host) {
+            return Err(MachineError::ProgramMissing {
+                program: host.map_or("qemu-system", args::program).to_owned(),
+                hint: "install QEMU, on Debian with `apt-get install qemu-system-x86` \
+                       (or qemu-system-arm)",
+            });
+        }
+        let capabilities = Capabilities {
+            archs: programs.iter().map(|(arch, _)| *arch).collect(),
+            save_restore: false,
+            shares: false,
+            disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
+        };
+        let spawner = Spawner::start()?;
+        Ok(Self {
+            capabilities,
+            programs,
+            spawner,
+            accel: AccelChoice::new(verdict_file),
+        })
+    }
+
+    fn program(&self, arch: Arch) -> Result<&Path, MachineError> {
+        let found = self.programs.iter().find(|(a, _)| *a == arch);
+        found
+            .map(|(_, path)| path.as_path())
+            .ok_or_else(|| MachineError::ProgramMissing {
+                program: args::program(arch).to_owned(),
+                hint: "install QEMU for this guest architecture",
+            })
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn kernel_args(&self, arch: Arch) -> String {
+        args::kernel_args(arch).to_owned()
+    }
+
+    async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
+        let program = self.program(spec.arch)?;
+        let accel = self
+            .accel
+            .get(&self.spawner, program, spec.arch, &spec.boot)
+            .await;
+        Ok(Box::new(
+            vm::QemuMachine::launch(&self.spawner, program, accel, &spec).await?,
+        ))
+    }
+
+    async fn reap(&self, state_dir: &Path) -> Result<(), MachineError> {
+        process::reap(state_dir).await
+    }
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| {
+            rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file()
+        })
+}

@@ -63,6 +63,8 @@ pub struct Disk {
     pub format: DiskFormat,
     /// Whether the guest may only read it; a read-only file may be shared between VMs.
     pub read_only: bool,
+    /// Whether the guest's flushes reach the host's disk. A disposable VM needs none.
+    pub flush: bool,
 }
 
 /// Kernel, initramfs and command line.
@@ -98,6 +100,8 @@ pub struct UserNetwork {
     pub address: Ipv4Addr,
     /// The host's address as the guest sees it, and the guest's default route.
     pub gateway: Ipv4Addr,
+    /// Where the backend's resolver answers, when it has one; it asks the host's.
+    pub dns: Ipv4Addr,
     /// Length of the network prefix both are in.
     pub prefix: u8,
 }

@@ -1,0 +1,263 @@
+//! One running VM.
+
+use crate::accel::Accelerator;
+use crate::args;
+use crate::channel::{Channel, Keeper, channel};
+use crate::process::{Spawner, Start, write_note};
+use crate::qmp::{Event, Qmp, QmpError};
+use async_trait::async_trait;
+use serde_json::Value;
+use slicer_machine::{GuestStream, Machine, MachineError, MachineSpec, MachineState, StopReason};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+/// QEMU answers its monitor within milliseconds unless the host is in deep trouble.
+const COMMAND_TIME: Duration = Duration::from_secs(10);
+/// How long QEMU may take to write out its caches when asked to end.
+const QUIT_TIME: Duration = Duration::from_secs(2);
+
+pub(crate) struct QemuMachine {
+    name: String,
+    qmp: Arc<Qmp>,
+    channel: Channel,
+    state: watch::Receiver<MachineState>,
+    kill: mpsc::Sender<()>,
+    /// The tasks of this VM; dropped with it, which kills the process.
+    _tasks: JoinSet<()>,
+}
+
+impl QemuMachine {
+    pub(crate) async fn launch(
+        spawner: &Spawner,
+        program: &Path,
+        accel: Accelerator,
+        spec: &MachineSpec,
+    ) -> Result<Self, MachineError> {
+        let io = |source| MachineError::Io {
+            action: "make sockets in",
+            path: spec.state_dir.clone(),
+            source,
+        };
+        let (qmp_near, qmp_far) = StdUnixStream::pair().map_err(io)?;
+        let (agent_near, agent_far) = StdUnixStream::pair().map_err(io)?;
+        qmp_near.set_nonblocking(true).map_err(io)?;
+        agent_near.set_nonblocking(true).map_err(io)?;
+        let start = Start {
+            program: program.to_owned(),
+            args: args::build(spec, accel)?,
+            sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
+        };
+        let mut child = spawner.spawn(start).await?;
+        write_note(&spec.state_dir, &child)?;
+
+        let (event_tx, events) = mpsc::channel(64);
+        let connect = async {
+            let stream = UnixStream::from_std(qmp_near)?;
+            Qmp::connect(stream, event_tx).await
+        };
+        let (qmp, reader) = match tokio::time::timeout(COMMAND_TIME, connect).await {
+            Ok(Ok(connected)) => connected,
+            outcome => {
+                let why = match stderr_tail(&mut child).await {
+                    text if !text.is_empty() => text,
+                    _ if outcome.is_err() => "its monitor does not answer".to_owned(),
+                    _ => "it ended at once".to_owned(),
+                };
+                return Err(MachineError::Launch {
+                    vm: spec.name.clone(),
+                    why,
+                });
+            }
+        };
+        let (opened_tx, opened) = mpsc::channel(16);
+        let (channel, keeper) = channel(&spec.name, agent_near, opened);
+        let (state_tx, state) = watch::channel(MachineState::Running);
+        let (kill, kill_rx) = mpsc::channel(1);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reader.run());
+        tasks.spawn(Keeper::run(keeper));
+        tasks.spawn(watch_vm(child, events, opened_tx, kill_rx, state_tx));
+        Ok(Self {
+            name: spec.name.clone(),
+            qmp: Arc::new(qmp),
+            channel,
+            state,
+            kill,
+            _tasks: tasks,
+        })
+    }
+
+    async fn command(&self, command: &'static str) -> Result<Value, MachineError> {
+        let failed = |why| MachineError::Command {
+            vm: self.name.clone(),
+            command,
+            why,
+        };
+        let run = self.qmp.execute(command, Value::Null);
+        match tokio::time::timeout(COMMAND_TIME, run).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(QmpError::Gone)) => Err(MachineError::Gone {
+                vm: self.name.clone(),
+            }),
+            Ok(Err(QmpError::Refused(why))) => Err(failed(why)),
+            Err(_) => Err(failed(format!("no answer within {COMMAND_TIME:?}"))),
+        }
+    }
+
+    /// Waits until the state is this one, or the VM is gone.
+    async fn settle(&self, want: &MachineState) -> Result<(), MachineError> {
+        let mut state = self.state.clone();
+        let there = |s: &MachineState| s == want || matches!(s, MachineState::Stopped(_));
+        let settled = tokio::time::timeout(COMMAND_TIME, state.wait_for(there)).await;
+        match settled {
+            Ok(Ok(s)) if *s == *want => Ok(()),
+            Ok(_) => Err(MachineError::Gone {
+                vm: self.name.clone(),
+            }),
+            Err(_) => Err(MachineError::Command {
+                vm: self.name.clone(),
+                command: "query-status",
+                why: "QEMU did not report the new state".to_owned(),
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    async fn connect(&self) -> Result<Box<dyn GuestStream>, MachineError> {
+        Ok(Box::new(self.channel.open().await?))
+    }
+
+    async fn pause(&self) -> Result<(), MachineError> {
+        self.command("stop").await?;
+        self.settle(&MachineState::Paused).await
+    }
+
+    async fn resume(&self) -> Result<(), MachineError> {
+        self.command("cont").await?;
+        self.settle(&MachineState::Running).await
+    }
+
+    async fn request_stop(&self) -> Result<(), MachineError> {
+        self.command("system_powerdown").await.map(drop)
+    }
+
+    async fn kill(&self) -> Result<(), MachineError> {
+        // A full mailbox already holds the wish; a closed one means that the VM is gone.
+        drop(self.kill.try_send(()));
+        let mut state = self.state.clone();
+        let gone = state.wait_for(|s| matches!(s, MachineState::Stopped(_)));
+        match tokio::time::timeout(QUIT_TIME * 5, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(MachineError::Command {
+                vm: self.name.clone(),
+                command: "quit",
+                why: "the QEMU process does not end".to_owned(),
+            }),
+        }
+    }
+
+    fn state(&self) -> watch::Receiver<MachineState> {
+        self.state.clone()
+    }
+}
+
+/// Follows the VM's events until its process is gone, and says why it went. Owns the process.
+async fn watch_vm(
+    mut child: Child,
+    mut events: mpsc::Receiver<Event>,
+    opened: mpsc::Sender<()>,
+    mut kill: mpsc::Receiver<()>,
+    state: watch::Sender<MachineState>,
+) {
+    let mut reason = None;
+    let mut killed = false;
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            Some(()) = kill.recv(), if !killed => {
+                killed = true;
+                end(&mut child).await;
+            }
+            Some(event) = events.recv() => match event.name.as_str() {
+                "STOP" => { state.send_replace(MachineState::Paused); }
+                "RESUME" => { state.send_replace(MachineState::Running); }
+                "SHUTDOWN" => reason = Some(shutdown_reason(&event.data)),
+                "VSERPORT_CHANGE" if event.data["id"] == args::AGENT_PORT => {
+                    if event.data["open"] == true {
+                        // A full queue already makes the keeper start over.
+                        drop(opened.try_send(()));
+                    }
+                }
+                _ => {}
+            },
+        }
+    };
+    // Events that were under way when the process went.
+    while let Ok(event) = events.try_recv() {
+        if event.name == "SHUTDOWN" {
+            reason = Some(shutdown_reason(&event.data));
+        }
+    }
+    let reason = if killed {
+        StopReason::Killed
+    } else if let Some(reason) = reason {
+        reason
+    } else {
+        let text = stderr_tail(&mut child).await;
+        let status = status.map_or_else(|e| e.to_string(), |s| s.to_string());
+        StopReason::Crashed(
+            format!("QEMU ended unexpectedly ({status}) {text}")
+                .trim()
+                .to_owned(),
+        )
+    };
+    state.send_replace(MachineState::Stopped(reason));
+}
+
+fn shutdown_reason(data: &Value) -> StopReason {
+    match data["reason"].as_str().unwrap_or_default() {
+        "guest-panic" => StopReason::Crashed("the guest's kernel panicked".to_owned()),
+        "host-signal" | "host-qmp-quit" => StopReason::Killed,
+        _ => StopReason::Guest,
+    }
+}
+
+/// Ends QEMU: first so that it writes out what it holds, then for good.
+async fn end(child: &mut Child) {
+    let pid = child
+        .id()
+        .and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(pid) = pid {
+        // The child is not reaped yet, so the pid still is its own.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    if tokio::time::timeout(QUIT_TIME, child.wait()).await.is_err() {
+        let _ = child.start_kill();
+    }
+}
+
+/// The last line QEMU wrote about itself.
+async fn stderr_tail(child: &mut Child) -> String {
+    let mut text = String::new();
+    if let Some(err) = child.stderr.take() {
+        let mut err = err.take(64 << 10);
+        // A half-read text is better than none.
+        let _ = tokio::time::timeout(Duration::from_secs(1), err.read_to_string(&mut text)).await;
+    }
+    text.lines()
+        .rev()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
