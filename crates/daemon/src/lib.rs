@@ -1,1 +1,3 @@
-//! daemon
+//! The daemon of slicer.
+
+pub mod config;

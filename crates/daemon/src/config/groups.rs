@@ -1,0 +1,447 @@
+//! Host groups and their networks.
+
+use super::reader::{Field, Table};
+use super::report::{Place, Report};
+use super::size::parse_size;
+use super::unserved;
+use ipnet::Ipv4Net;
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+/// The longest group name: with a dash and five digits behind it, it is still a DNS label.
+const MAX_NAME: usize = 57;
+const MAX_COUNT: u64 = 10_000;
+const MAX_CPUS: u64 = 255;
+const DEFAULT_CPUS: u32 = 2;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+/// Less than this doesn't boot a Linux with an init.
+const MIN_RAM: u64 = 128 * MIB;
+const MAX_RAM: u64 = 16 << 40;
+const DEFAULT_RAM: u64 = 4 * GIB;
+const DEFAULT_STORAGE: u64 = 15 * GIB;
+const MIN_STORAGE: u64 = 64 * MIB;
+/// The largest ext4 with 4 KiB blocks and 32-bit block numbers.
+const MAX_STORAGE: u64 = 16 << 40;
+const DEFAULT_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+const DEFAULT_PREFIX: u8 = 24;
+const DEFAULT_DNS: [Ipv4Addr; 2] = [Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(1, 1, 1, 1)];
+
+/// A pool of VMs of one shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostGroupConfig {
+    /// Its name, a DNS label; its VMs are called `NAME-1`, `NAME-2`, …
+    pub name: String,
+    /// How many VMs the daemon itself keeps. The API may launch more.
+    pub count: u32,
+    /// CPUs of a VM: the default, and the most one may ask for.
+    pub vcpu: u32,
+    /// Memory of a VM, bytes: the default, and the most one may ask for.
+    pub ram_bytes: u64,
+    /// Size of a VM's root disk, bytes.
+    pub storage_size: u64,
+    /// Whether root file systems are kept; those of image files are in any case.
+    pub persistent: bool,
+    /// The image its VMs boot.
+    pub image: String,
+    /// The network its VMs are in.
+    pub network: NetworkConfig,
+    /// Resolvers of the VMs, in order; never empty.
+    pub dns_servers: Vec<Ipv4Addr>,
+    /// Public keys for the VMs' default user: those of the whole configuration, then the group's.
+    pub ssh_keys: Vec<String>,
+}
+
+/// The network a group's VMs are in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// The host's address in it, and the VMs' default route.
+    pub gateway: Ipv4Addr,
+    /// Length of the network prefix.
+    pub prefix: u8,
+    /// The only addresses VMs may have; when empty, any of the network.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+impl NetworkConfig {
+    /// The addresses VMs may have, in the order they are to be given out: the listed ones, or all
+    /// of the network but its first and last and the gateway.
+    pub fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let (first, last) = self.bounds();
+        // An empty range when there is a list.
+        let range = if self.addresses.is_empty() {
+            first + 1..last
+        } else {
+            first..first
+        };
+        let any = range.map(Ipv4Addr::from).filter(|a| *a != self.gateway);
+        self.addresses.iter().copied().chain(any)
+    }
+
+    /// How many addresses [`NetworkConfig::pool`] has.
+    pub fn room(&self) -> usize {
+        if !self.addresses.is_empty() {
+            return self.addresses.len();
+        }
+        let (first, last) = self.bounds();
+        // Neither end, nor the gateway.
+        usize::try_from(last - first - 2).unwrap_or(usize::MAX)
+    }
+
+    /// The network's own address and its broadcast address.
+    fn bounds(&self) -> (u32, u32) {
+        let host_bits = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
+        let gateway = u32::from(self.gateway);
+        (gateway & !host_bits, gateway | host_bits)
+    }
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            gateway: DEFAULT_GATEWAY,
+            prefix: DEFAULT_PREFIX,
+            addresses: Vec::new(),
+        }
+    }
+}
+
+/// What the whole configuration gives to every group.
+pub(super) struct Shared<'c> {
+    pub(super) image: Option<&'c str>,
+    pub(super) ssh_keys: &'c [String],
+}
+
+/// Reads `host_groups`. Groups that are wrong are reported and left out.
+pub(super) fn read_all(
+    config: &mut Table<'_>,
+    shared: &Shared<'_>,
+    report: &mut Report,
+) -> Vec<HostGroupConfig> {
+    let Some(field) = config.take("host_groups") else {
+        report.error(
+            config.place(),
+            "host_groups: expected a list of groups, found nothing",
+        );
+        return Vec::new();
+    };
+    let Some(items) = field.list(report) else {
+        return Vec::new();
+    };
+    if items.is_empty() {
+        field.error(report, "expected at least one group, found an empty list");
+    }
+    let mut groups = Vec::new();
+    let mut first_use: HashMap<String, Place> = HashMap::new();
+    for item in items {
+        let Some(mut table) = item.table(report) else {
+            continue;
+        };
+        let name = read_name(&mut table, report);
+        if let Some((name, field)) = &name {
+            if let Some(first) = first_use.get(name) {
+                let text = format!("{name:?} is the group on line {} already", first.line);
+                field.error(report, text);
+            }
+            first_use
+                .entry(name.clone())
+                .or_insert_with(|| field.place());
+        }
+        let rest = read_group(&mut table, shared, report);
+        table.finish(report);
+        if let (Some((name, _)), Some(group)) = (name, rest) {
+            groups.push(HostGroupConfig { name, ..group });
+        }
+    }
+    groups
+}
+
+fn read_name<'n>(table: &mut Table<'n>, report: &mut Report) -> Option<(String, Field<'n>)> {
+    let Some(field) = table.take("name") else {
+        let path = table.path_of("name");
+        report.error(
+            table.place(),
+            format!("{path}: a group needs a name, found nothing"),
+        );
+        return None;
+    };
+    let name = field.text(report)?;
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    let valid = (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if !valid {
+        field.expected(
+            report,
+            &format!(
+                "a name of at most {MAX_NAME} lowercase letters, digits and inner dashes, \
+                 since it begins hostnames"
+            ),
+        );
+        return None;
+    }
+    Some((name.to_owned(), field))
+}
+
+/// All of a group but its name, which the caller has.
+fn read_group(
+    table: &mut Table<'_>,
+    shared: &Shared<'_>,
+    report: &mut Report,
+) -> Option<HostGroupConfig> {
+    let count = number(table, "count", 0..=MAX_COUNT, 1, report);
+    let vcpu = number(table, "vcpu", 1..=MAX_CPUS, DEFAULT_CPUS, report);
+    let ram_bytes = read_ram(table, report);
+    let storage_size = read_storage(table, report);
+    let persistent = match table.take("persistent") {
+        Some(field) => field.truth(report),
+        None => Some(false),
+    };
+    let image = read_image(table, shared, report);
+    let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
+    let own_dns = table.take("dns_servers");
+    let network_field = table.take("network");
+    let mut network_table = network_field.as_ref().and_then(|f| f.table(report));
+    let network_dns = network_table.as_mut().and_then(|t| t.take("dns_servers"));
+    let dns_servers = read_dns(own_dns, network_dns, report);
+    let network = match (&network_field, network_table) {
+        (None, _) => Some(NetworkConfig::default()),
+        (Some(_), None) => None,
+        (Some(_), Some(mut inner)) => {
+            let network = read_network(&mut inner, report);
+            inner.finish(report);
+            network
+        }
+    };
+    unserved::check("host_groups[]", table, report);
+    unserved::check_all("host_groups[].ca", "ca", table, report);
+
+    let (count, network) = (count?, network?);
+    let room = network.room();
+    if usize::try_from(count).unwrap_or(usize::MAX) > room {
+        let (place, path) = match &network_field {
+            Some(field) => (field.place(), field.path().to_owned()),
+            None => (table.place(), table.path_of("network")),
+        };
+        report.error(
+            place,
+            format!("{path}: room for {room} VMs, but count is {count}"),
+        );
+    }
+    Some(HostGroupConfig {
+        name: String::new(),
+        count,
+        vcpu: vcpu?,
+        ram_bytes: ram_bytes?,
+        storage_size: storage_size?,
+        persistent: persistent?,
+        image: image?,
+        network,
+        dns_servers: dns_servers?,
+        ssh_keys: ssh_keys?,
+    })
+}
+
+fn number(
+    table: &mut Table<'_>,
+    key: &'static str,
+    range: std::ops::RangeInclusive<u64>,
+    default: u32,
+    report: &mut Report,
+) -> Option<u32> {
+    match table.take(key) {
+        Some(field) => u32::try_from(field.whole(range, report)?).ok(),
+        None => Some(default),
+    }
+}
+
+fn read_ram(table: &mut Table<'_>, report: &mut Report) -> Option<u64> {
+    let units = [("ram_gb", GIB), ("ram_mb", MIB), ("ram_bytes", 1)];
+    let given: Vec<_> = units
+        .into_iter()
+        .filter_map(|(key, unit)| table.take(key).map(|field| (key, unit, field)))
+        .collect();
+    match given.as_slice() {
+        [] => Some(DEFAULT_RAM),
+        [(_, unit, field)] => field
+            .whole(MIN_RAM.div_ceil(*unit)..=MAX_RAM / unit, report)
+            .map(|n| n * unit),
+        [(first, ..), (_, _, second), ..] => {
+            second.error(report, format!("{first} is given too: keep one of the two"));
+            None
+        }
+    }
+}
+
+fn read_storage(table: &mut Table<'_>, report: &mut Report) -> Option<u64> {
+    let Some(field) = table.take("storage_size") else {
+        return Some(DEFAULT_STORAGE);
+    };
+    let text = field.text(report)?;
+    let size = parse_size(text).filter(|s| (MIN_STORAGE..=MAX_STORAGE).contains(s));
+    if size.is_none() {
+        field.expected(report, "a size with a unit, such as 15G, from 64M to 16T");
+    }
+    size
+}
+
+fn read_image(table: &mut Table<'_>, shared: &Shared<'_>, report: &mut Report) -> Option<String> {
+    let own = match table.take("image") {
+        Some(field) => field.text(report)?,
+        None => "",
+    };
+    let image = if own.is_empty() {
+        shared.image.unwrap_or_default()
+    } else {
+        own
+    };
+    if image.is_empty() {
+        let path = table.path_of("image");
+        report.error(
+            table.place(),
+            format!("{path}: no image: give `image` here or for all groups under `config`"),
+        );
+        return None;
+    }
+    Some(image.to_owned())
+}
+
+/// Public keys: a list of texts, each of which may hold several lines.
+pub(super) fn read_ssh_keys(table: &mut Table<'_>, report: &mut Report) -> Option<Vec<String>> {
+    let Some(field) = table.take("ssh_keys") else {
+        return Some(Vec::new());
+    };
+    let mut keys = Vec::new();
+    for item in field.list(report)? {
+        let text = item.text(report)?;
+        if text.contains("PRIVATE KEY") {
+            item.error(report, "this is a private key: give the public one (.pub)");
+            return None;
+        }
+        let lines = text.lines().map(str::trim);
+        for line in lines.filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            if !is_public_key(line) {
+                item.error(report, "not a public key: expected `ssh-ed25519 AAAA…`");
+                return None;
+            }
+            keys.push(line.to_owned());
+        }
+    }
+    Some(keys)
+}
+
+/// Whether a line of `authorized_keys` (sshd(8)) has a key type followed by its blob; options may
+/// stand before it.
+fn is_public_key(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let types = ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
+    !line.chars().any(char::is_control)
+        && words
+            .windows(2)
+            .any(|w| types.iter().any(|t| w[0].starts_with(t)) && w[1].starts_with("AAAA"))
+}
+
+fn read_dns(
+    own: Option<Field<'_>>,
+    of_network: Option<Field<'_>>,
+    report: &mut Report,
+) -> Option<Vec<Ipv4Addr>> {
+    if let (Some(own), Some(other)) = (&own, &of_network) {
+        let text = format!("{} is given too: keep one of the two", own.path());
+        other.error(report, text);
+        return None;
+    }
+    let Some(field) = own.or(of_network) else {
+        return Some(DEFAULT_DNS.to_vec());
+    };
+    let items = field.list(report)?;
+    if items.is_empty() {
+        return Some(DEFAULT_DNS.to_vec());
+    }
+    let servers = items.iter().map(|item| {
+        let server = item.text(report)?.parse().ok();
+        if server.is_none() {
+            item.expected(report, "an IPv4 address");
+        }
+        server
+    });
+    // All are looked at before any is found wrong, so that all that are wrong are told.
+    let servers: Vec<Option<Ipv4Addr>> = servers.collect();
+    servers.into_iter().collect()
+}
+
+fn read_network(table: &mut Table<'_>, report: &mut Report) -> Option<NetworkConfig> {
+    let gateway = table.take("gateway");
+    let addresses = table.take("addresses");
+    unserved::check("host_groups[].network", table, report);
+    let mut network = NetworkConfig::default();
+    if let Some(field) = gateway {
+        (network.gateway, network.prefix) = read_gateway(&field, report)?;
+    }
+    if let Some(field) = addresses {
+        for item in field.list(report)? {
+            let address = read_address(&item, &network, report)?;
+            if network.addresses.contains(&address) {
+                item.error(report, format!("{address} is in the list already"));
+                return None;
+            }
+            network.addresses.push(address);
+        }
+    }
+    Some(network)
+}
+
+fn read_gateway(field: &Field<'_>, report: &mut Report) -> Option<(Ipv4Addr, u8)> {
+    let net: Option<Ipv4Net> = field.text(report)?.parse().ok();
+    let Some(net) = net else {
+        field.expected(report, "an IPv4 address with its prefix: 192.168.64.1/24");
+        return None;
+    };
+    let (address, prefix) = (net.addr(), net.prefix_len());
+    // In less than a /29 a backend has no address left for a service of its own, such as DNS.
+    if !(8..=29).contains(&prefix) {
+        field.error(report, format!("prefix /{prefix} is not within /8 to /29"));
+        return None;
+    }
+    if address == net.network() || address == net.broadcast() {
+        let text = format!("{address} is an end of its network, not an address in it");
+        field.error(report, text);
+        return None;
+    }
+    Some((address, prefix))
+}
+
+fn read_address(
+    field: &Field<'_>,
+    network: &NetworkConfig,
+    report: &mut Report,
+) -> Option<Ipv4Addr> {
+    let text = field.text(report)?;
+    let (address, prefix) = match text.split_once('/') {
+        Some((address, prefix)) => (address, prefix.parse().ok()),
+        None => (text, Some(network.prefix)),
+    };
+    let (Ok(address), Some(prefix)) = (address.parse::<Ipv4Addr>(), prefix) else {
+        field.expected(report, "an IPv4 address, with or without its prefix");
+        return None;
+    };
+    let NetworkConfig {
+        gateway,
+        prefix: length,
+        ..
+    } = network;
+    let (first, last) = network.bounds();
+    let inside = u32::from(address) > first && u32::from(address) < last;
+    let wrong = if prefix != *length {
+        format!("its prefix /{prefix} is not the gateway's, /{length}")
+    } else if address == *gateway {
+        format!("{address} is the gateway")
+    } else if !inside {
+        format!("{address} is not an address in the network of the gateway, {gateway}/{length}")
+    } else {
+        return Some(address);
+    };
+    field.error(report, wrong);
+    None
+}

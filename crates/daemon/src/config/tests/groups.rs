@@ -1,0 +1,186 @@
+//! Host groups and networks.
+
+use super::{accepted, group, refused};
+use crate::config::NetworkConfig;
+use std::net::Ipv4Addr;
+
+#[test]
+fn wrong_values_of_a_group_are_named_with_place_found_and_expected() {
+    for (line, want) in [
+        (
+            "vcpu: two",
+            "slicer-mac.yaml:5:13: host_groups[0].vcpu: expected a whole number, found text \"two\"",
+        ),
+        (
+            "vcpu: 0",
+            "slicer-mac.yaml:5:13: host_groups[0].vcpu: expected a whole number from 1 to 255, \
+             found the number 0",
+        ),
+        (
+            "vcpu: \"2\"",
+            "slicer-mac.yaml:5:13: host_groups[0].vcpu: expected a whole number, found text \"2\"",
+        ),
+        (
+            "count: 1.5",
+            "slicer-mac.yaml:5:14: host_groups[0].count: expected a whole number, \
+             found the number 1.5",
+        ),
+        (
+            "count: -1",
+            "slicer-mac.yaml:5:14: host_groups[0].count: expected a whole number from 0 to 10000, \
+             found the number -1",
+        ),
+        (
+            "persistent: [true]",
+            "slicer-mac.yaml:5:19: host_groups[0].persistent: expected true or false, found a list",
+        ),
+        (
+            "ram_gb: true",
+            "slicer-mac.yaml:5:15: host_groups[0].ram_gb: expected a whole number, found true",
+        ),
+        (
+            "ram_mb: 64",
+            "slicer-mac.yaml:5:15: host_groups[0].ram_mb: expected a whole number from 128 to \
+             16777216, found the number 64",
+        ),
+        (
+            "storage_size: 15",
+            "slicer-mac.yaml:5:21: host_groups[0].storage_size: expected a size with a unit, such \
+             as 15G, from 64M to 16T, found the number 15",
+        ),
+        (
+            "network: nat",
+            "slicer-mac.yaml:5:16: host_groups[0].network: expected a table of `key: value` lines, \
+             found text \"nat\"",
+        ),
+        (
+            "dns_servers: [8.8.8.8, '::1']",
+            "slicer-mac.yaml:5:30: host_groups[0].dns_servers[1]: expected an IPv4 address, found \
+             text \"::1\"",
+        ),
+        (
+            "ssh_keys: [hello]",
+            "slicer-mac.yaml:5:18: host_groups[0].ssh_keys[0]: not a public key: expected \
+             `ssh-ed25519 AAAA…`",
+        ),
+        (
+            "network: {gateway: 192.168.64.1}",
+            "slicer-mac.yaml:5:26: host_groups[0].network.gateway: expected an IPv4 address with \
+             its prefix: 192.168.64.1/24, found text \"192.168.64.1\"",
+        ),
+        (
+            "network: {gateway: 192.168.64.0/24}",
+            "slicer-mac.yaml:5:26: host_groups[0].network.gateway: 192.168.64.0 is an end of its \
+             network, not an address in it",
+        ),
+        (
+            "network: {gateway: 10.0.0.1/30}",
+            "slicer-mac.yaml:5:26: host_groups[0].network.gateway: prefix /30 is not within /8 to \
+             /29",
+        ),
+        (
+            "network: {addresses: [192.168.65.2]}",
+            "slicer-mac.yaml:5:29: host_groups[0].network.addresses[0]: 192.168.65.2 is not an \
+             address in the network of the gateway, 192.168.64.1/24",
+        ),
+        (
+            "network: {addresses: [192.168.64.1]}",
+            "slicer-mac.yaml:5:29: host_groups[0].network.addresses[0]: 192.168.64.1 is the gateway",
+        ),
+        (
+            "network: {addresses: [192.168.64.2/16]}",
+            "slicer-mac.yaml:5:29: host_groups[0].network.addresses[0]: its prefix /16 is not the \
+             gateway's, /24",
+        ),
+        (
+            "network: {addresses: [192.168.64.2, 192.168.64.2/24]}",
+            "slicer-mac.yaml:5:43: host_groups[0].network.addresses[1]: 192.168.64.2 is in the \
+             list already",
+        ),
+        (
+            "count: 300",
+            "slicer-mac.yaml:4:7: host_groups[0].network: room for 253 VMs, but count is 300",
+        ),
+        (
+            "sleep_action: panic",
+            "slicer-mac.yaml:5:21: host_groups[0].sleep_action: expected one of none, prevent, \
+             shutdown, suspend, found text \"panic\"",
+        ),
+        (
+            "network: {drop: [everything]}",
+            "slicer-mac.yaml:5:24: host_groups[0].network.drop[0]: expected a network \
+             (10.0.0.0/8), an address, or an address and port (10.0.0.1:443), found text \
+             \"everything\"",
+        ),
+    ] {
+        assert_eq!(refused(&group(&[line])), [want], "{line}");
+    }
+    assert_eq!(
+        refused(&group(&["ram_gb: 4", "ram_mb: 4096"])),
+        ["slicer-mac.yaml:6:15: host_groups[0].ram_mb: ram_gb is given too: keep one of the two"]
+    );
+    assert_eq!(
+        refused(&group(&[
+            "dns_servers: [1.1.1.1]",
+            "network: {dns_servers: [1.1.1.1]}"
+        ])),
+        [
+            "slicer-mac.yaml:6:30: host_groups[0].network.dns_servers: host_groups[0].dns_servers is \
+          given too: keep one of the two"
+        ]
+    );
+    let private = "ssh_keys: ['-----BEGIN OPENSSH PRIVATE KEY-----']";
+    assert!(refused(&group(&[private]))[0].contains("this is a private key"));
+}
+
+#[test]
+fn groups_need_usable_names_of_their_own() {
+    let named = |name: &str| format!("config: {{image: i, host_groups: [{{name: {name}}}]}}");
+    let longest = "x".repeat(57);
+    for good in ["a", "a-b", "0", "true", longest.as_str()] {
+        accepted(&named(good));
+    }
+    let long = "x".repeat(58);
+    for bad in [
+        "A",
+        "a_b",
+        "-a",
+        "a-",
+        "a.b",
+        "ü",
+        "''",
+        "a b",
+        long.as_str(),
+    ] {
+        let all = refused(&named(bad));
+        assert!(
+            all[0].contains("host_groups[0].name: expected a name"),
+            "{all:?}"
+        );
+    }
+    assert_eq!(
+        refused("config:\n  image: i\n  host_groups:\n    - name: a\n    - name: a\n"),
+        ["slicer-mac.yaml:5:13: host_groups[1].name: \"a\" is the group on line 4 already"]
+    );
+    assert_eq!(
+        refused("config: {image: i, host_groups: [{count: 1}]}"),
+        ["slicer-mac.yaml:1:34: host_groups[0].name: a group needs a name, found nothing"]
+    );
+}
+
+#[test]
+fn an_open_pool_is_the_network_without_its_ends_and_gateway() {
+    let network = NetworkConfig {
+        gateway: Ipv4Addr::new(10, 0, 0, 3),
+        prefix: 29,
+        addresses: vec![],
+    };
+    let pool: Vec<String> = network.pool().map(|a| a.to_string()).collect();
+    assert_eq!(
+        pool,
+        ["10.0.0.1", "10.0.0.2", "10.0.0.4", "10.0.0.5", "10.0.0.6"]
+    );
+    assert_eq!(network.room(), pool.len());
+    let first = NetworkConfig::default().pool().next();
+    assert_eq!(first, Some(Ipv4Addr::new(192, 168, 64, 2)));
+}
