@@ -2,6 +2,7 @@
 
 use crate::args::{AGENT_FD, QMP_FD};
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use slicer_machine::MachineError;
@@ -9,13 +10,18 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
-use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
+
+/// How long a killed process may take to be gone.
+const REAP_TIME: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 
 /// What a QEMU process is started with.
 pub(crate) struct Start {
@@ -116,7 +122,6 @@ fn spawn(start: Start) -> io::Result<Child> {
             Err(io::Error::other("the daemon is gone"))
         }
     };
-    use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec only prctl and getppid are called, both async-signal-safe;
     // nothing is allocated on the success path.
     unsafe { command.pre_exec(die_with_parent) };
@@ -202,12 +207,17 @@ pub(crate) async fn reap(state_dir: &Path) -> Result<(), MachineError> {
         return Ok(());
     }
     pidfd_send_signal(&process, Signal::KILL).map_err(|e| failed(e.into()))?;
-    let ended = AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE)
-        .map_err(|e| failed(e.into()))?;
-    let wait = tokio::time::timeout(Duration::from_secs(10), ended.readable());
-    wait.await
-        .map_err(|_| failed(io::Error::other("the process does not end")))?
-        .map_err(failed)?;
+    // A descriptor of a process becomes readable when it ends. The wait is short and bounded.
+    let wait = move || {
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        poll(&mut fds, Some(&REAP_TIME))
+    };
+    match tokio::task::spawn_blocking(wait).await {
+        Ok(Ok(1..)) => {}
+        Ok(Ok(0)) => return Err(failed(io::Error::other("the process does not end"))),
+        Ok(Err(e)) => return Err(failed(e.into())),
+        Err(e) => return Err(failed(e.into())),
+    }
     Ok(())
 }
 

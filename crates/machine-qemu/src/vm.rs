@@ -153,7 +153,7 @@ impl Machine for QemuMachine {
 
     async fn kill(&self) -> Result<(), MachineError> {
         // A full mailbox already holds the wish; a closed one means that the VM is gone.
-        drop(self.kill.try_send(()));
+        let _ = self.kill.try_send(());
         let mut state = self.state.clone();
         let gone = state.wait_for(|s| matches!(s, MachineState::Stopped(_)));
         match tokio::time::timeout(QUIT_TIME * 5, gone).await {
@@ -192,11 +192,11 @@ async fn watch_vm(
                 "STOP" => { state.send_replace(MachineState::Paused); }
                 "RESUME" => { state.send_replace(MachineState::Running); }
                 "SHUTDOWN" => reason = Some(shutdown_reason(&event.data)),
-                "VSERPORT_CHANGE" if event.data["id"] == args::AGENT_PORT => {
-                    if event.data["open"] == true {
-                        // A full queue already makes the keeper start over.
-                        drop(opened.try_send(()));
-                    }
+                "VSERPORT_CHANGE"
+                    if event.data["id"] == args::AGENT_PORT && event.data["open"] == true =>
+                {
+                    // A full queue already makes the keeper start over.
+                    let _ = opened.try_send(());
                 }
                 _ => {}
             },
