@@ -87,6 +87,9 @@ impl CliError {
             }
             Self::Client(e) if e.is_not_found() => Some("`slicer vm list` shows all VMs"),
             Self::ManyGroups(_) => Some("`slicer vm group` shows what each of them gives a VM"),
+            Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("put it beside this command or on the PATH")
+            }
             Self::NotReady { .. } => Some("`slicer vm logs VM` shows its console"),
             _ => None,
         }
