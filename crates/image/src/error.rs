@@ -131,6 +131,14 @@ pub enum ImageError {
         /// The size asked for, bytes.
         size: u64,
     },
+    /// A disk larger than its filesystem could become.
+    #[error("disk size {size} is larger than the limit of {limit} bytes")]
+    DiskTooLarge {
+        /// The size asked for, bytes.
+        size: u64,
+        /// The limit, bytes.
+        limit: u64,
+    },
     /// None of the allowed ways to clone a disk works here.
     #[error("cannot clone {} to {}: {why}", base.display(), dest.display())]
     NoClone {

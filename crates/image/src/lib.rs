@@ -1,6 +1,36 @@
-//! Images to bootable disks.
+//! Images to bootable disks: resolve an OCI image, unpack it into an ext4 base image, clone and
+//! grow that for a virtual machine, and prepare kernel, modules and initramfs.
+//!
+//! Everything is synchronous, needs no privileges, mounts nothing, and trusts no image: digests are
+//! checked, paths stay inside, sizes are bounded. Results appear complete or not at all.
 #![forbid(unsafe_code)]
+
+mod base;
+mod clone;
+mod compression;
+mod cpio;
+mod digest;
 mod error;
+mod ext4;
+mod files;
+mod guest;
+mod kernel;
+mod layout;
+mod merge;
+mod qcow2;
+mod reference;
+mod size;
+mod sparse;
+mod tree;
 mod vmlinux;
+
+pub use base::{Limits, Progress, base_is_current, build_base};
+pub use clone::{CloneKind, CloneOptions, clone_disk};
 pub use error::ImageError;
+pub use files::remove_unfinished;
+pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest};
+pub use kernel::{KernelFiles, prepare_kernel};
+pub use layout::Resolved;
+pub use reference::ImageRef;
+pub use size::parse_size;
 pub use vmlinux::{VmlinuxError, uncompressed_kernel};

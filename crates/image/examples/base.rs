@@ -1,0 +1,27 @@
+//! Builds a base image: `base oci:PATH[:TAG] ARCH OUT`.
+
+use slicer_image::{ImageRef, Limits, Progress, Resolved, build_base};
+use std::error::Error;
+use std::io::{Write, stderr};
+use std::path::Path;
+use std::time::Instant;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [reference, arch, out] = args.as_slice() else {
+        return Err("usage: base oci:PATH[:TAG] ARCH OUT".into());
+    };
+    let started = Instant::now();
+    let image = Resolved::find(&ImageRef::parse(reference)?, arch)?;
+    let size = build_base(
+        &image,
+        Path::new(out),
+        &Limits::default(),
+        &|progress| match progress {
+            Progress::Data { done, of } if done < of => {}
+            progress => drop(writeln!(stderr(), "{:.1?} {progress:?}", started.elapsed())),
+        },
+    )?;
+    writeln!(stderr(), "{:.1?} {out}: {size} bytes", started.elapsed())?;
+    Ok(())
+}

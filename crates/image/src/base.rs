@@ -1,0 +1,146 @@
+//! Base images: an image's root filesystem as an ext4 disk that virtual machines' disks are
+//! cloned from.
+
+use crate::ext4::{self, Shape};
+use crate::files::{Partial, read_note, write_note};
+use crate::merge::Merged;
+use crate::tree::Tree;
+use crate::{ImageError, Resolved};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Goes up when the same image should give another base.
+const FORMAT: u32 = 1;
+/// 64 MiB, as for a filesystem of some 100 GB. Fixed, because a journal can't grow with its
+/// filesystem, and every disk starts as a clone of a small base.
+const JOURNAL_BLOCKS: u32 = 16384;
+
+/// What an image may unpack to at most, against archives made to fill disk or memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes in all layers, unpacked.
+    pub max_bytes: u64,
+    /// Files and directories in all layers; each costs some 200 bytes of memory while building.
+    pub max_files: usize,
+}
+
+impl Default for Limits {
+    /// 64 GiB in 4 million files.
+    fn default() -> Self {
+        Self {
+            max_bytes: 64 << 30,
+            max_files: 4_000_000,
+        }
+    }
+}
+
+/// How far a build has come, for those who watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// This layer's headers are being read.
+    Layer {
+        /// From 1.
+        number: usize,
+        /// How many there are.
+        of: usize,
+    },
+    /// The bytes of files are being written.
+    Data {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        of: u64,
+    },
+    /// Something was left out, which the guest's Linux could not have used.
+    Skipped {
+        /// Its path, or its name.
+        entry: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+}
+
+/// What is written beside a base: of what it was made.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct Note {
+    format: u32,
+    manifest: String,
+    size: u64,
+}
+
+/// Builds the base of `image` at `out`: a sparse ext4 file just large enough for its content, to be
+/// cloned and grown ([`crate::clone_disk`]). It appears under its name complete, or not at all.
+///
+/// Disks made as [`crate::CloneKind::Qcow2Overlay`] read from their base for as long as they live:
+/// build a changed image under another name while there are any. Needs no privileges. Returns the
+/// base's size in bytes.
+pub fn build_base(
+    image: &Resolved,
+    out: &Path,
+    limits: &Limits,
+    progress: &dyn Fn(Progress<'_>),
+) -> Result<u64, ImageError> {
+    let merged = Merged::read(image, limits, progress)?;
+    let shape = Shape {
+        label: "root",
+        uuid: uuid(image.manifest_digest()),
+        journal_blocks: JOURNAL_BLOCKS,
+    };
+    let partial = Partial::create(out)?;
+    let size = ext4::write(
+        &merged,
+        Tree::ROOT,
+        &shape,
+        partial.file(),
+        partial.path(),
+        progress,
+    )?;
+    // The old note must not vouch for the new base, nor a new one for an old base.
+    let note = note_path(out);
+    match fs::remove_file(&note) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ImageError::io("remove", &note)(e));
+        }
+        _ => {}
+    }
+    partial.finish()?;
+    let manifest = image.manifest_digest().to_owned();
+    write_note(
+        &note,
+        &Note {
+            format: FORMAT,
+            manifest,
+            size,
+        },
+    )?;
+    Ok(size)
+}
+
+/// Whether the base at `out` is there and was made of this very image. Reads one small file.
+pub fn base_is_current(out: &Path, image: &Resolved) -> bool {
+    let Some(note) = read_note::<Note>(&note_path(out)) else {
+        return false;
+    };
+    note.format == FORMAT
+        && note.manifest == image.manifest_digest()
+        && fs::metadata(out).is_ok_and(|m| m.is_file() && m.len() == note.size)
+}
+
+/// `NAME.json` beside the base.
+fn note_path(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".json");
+    name.into()
+}
+
+/// A filesystem's UUID that follows from the image: version 8 of RFC 9562.
+pub(crate) fn uuid(of: &str) -> [u8; 16] {
+    let hash = Sha256::digest(of.as_bytes());
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&hash[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}

@@ -1,0 +1,118 @@
+//! Where the default guest image and its kernel are installed.
+
+use crate::ImageError;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// The environment variable that says where they are: a directory with `image` and `kernel`, or
+/// one with such a directory for each architecture.
+pub const GUEST_DIR_VARIABLE: &str = "SLICER_GUEST_DIR";
+
+/// The OCI layouts of the default guest image and its kernel; the tag in both is `latest`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestLayouts {
+    /// The root filesystem.
+    pub image: PathBuf,
+    /// The kernel and its modules.
+    pub kernel: PathBuf,
+}
+
+/// Finds the default guest image for an architecture (`amd64`, `arm64`): where
+/// [`GUEST_DIR_VARIABLE`] says, or beside the running executable (in the build tree, or in
+/// `../share/slicer`), or in `/usr/share/slicer`.
+pub fn find_guest(arch: &str) -> Result<GuestLayouts, ImageError> {
+    let exe = std::env::current_exe().and_then(std::fs::canonicalize).ok();
+    find(
+        arch,
+        std::env::var_os(GUEST_DIR_VARIABLE).as_deref(),
+        exe.as_deref(),
+    )
+}
+
+fn find(
+    arch: &str,
+    variable: Option<&OsStr>,
+    exe: Option<&Path>,
+) -> Result<GuestLayouts, ImageError> {
+    let mut candidates = Vec::new();
+    if let Some(dir) = variable.filter(|dir| !dir.is_empty()) {
+        // Somebody who says where it is does not want to be given another.
+        candidates.extend([Path::new(dir).join(arch), PathBuf::from(dir)]);
+    } else {
+        let dir = exe.and_then(Path::parent).and_then(Path::parent);
+        if let Some(dir) = dir {
+            candidates.push(dir.join("guest").join(arch));
+            candidates.push(dir.join("share/slicer/guest").join(arch));
+        }
+        candidates.push(Path::new("/usr/share/slicer/guest").join(arch));
+    }
+    let found = candidates
+        .iter()
+        .map(|dir| GuestLayouts {
+            image: dir.join("image"),
+            kernel: dir.join("kernel"),
+        })
+        .find(|g| {
+            [&g.image, &g.kernel]
+                .iter()
+                .all(|l| l.join("index.json").is_file())
+        });
+    found.ok_or_else(|| ImageError::NoGuest {
+        arch: arch.to_owned(),
+        searched: candidates
+            .iter()
+            .map(|dir| dir.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn install(dir: &Path) -> GuestLayouts {
+        let found = GuestLayouts {
+            image: dir.join("image"),
+            kernel: dir.join("kernel"),
+        };
+        for layout in [&found.image, &found.kernel] {
+            fs::create_dir_all(layout).unwrap();
+            fs::write(layout.join("index.json"), "{}").unwrap();
+        }
+        found
+    }
+
+    #[test]
+    fn it_is_found_beside_the_executable() {
+        let root = tempfile::tempdir().unwrap();
+        let exe = root.path().join("release/slicer-mac");
+        let missing = find("amd64", None, Some(&exe)).unwrap_err().to_string();
+        assert!(missing.contains("make image"), "{missing}");
+        let shared = install(&root.path().join("share/slicer/guest/amd64"));
+        assert_eq!(find("amd64", None, Some(&exe)).unwrap(), shared);
+        let built = install(&root.path().join("guest/amd64"));
+        assert_eq!(find("amd64", None, Some(&exe)).unwrap(), built);
+        assert!(find("arm64", None, Some(&exe)).is_err());
+    }
+
+    #[test]
+    fn the_variable_decides_when_it_is_set() {
+        let root = tempfile::tempdir().unwrap();
+        let exe = root.path().join("release/slicer-mac");
+        install(&root.path().join("guest/amd64"));
+        let other = root.path().join("other");
+        assert!(find("amd64", Some(other.as_os_str()), Some(&exe)).is_err());
+        let flat = install(&other);
+        assert_eq!(
+            find("amd64", Some(other.as_os_str()), Some(&exe)).unwrap(),
+            flat
+        );
+        let sorted = install(&other.join("amd64"));
+        assert_eq!(
+            find("amd64", Some(other.as_os_str()), Some(&exe)).unwrap(),
+            sorted
+        );
+    }
+}
