@@ -27,9 +27,9 @@ const JOURNAL_BLOCKS: u32 = 1024;
 pub struct KernelFiles {
     /// The uncompressed kernel: an ELF vmlinux on x86-64, an Image on Arm.
     pub kernel: PathBuf,
-    /// The initramfs, a plain cpio: the agent as `/init`, the modules it loads at boot in
-    /// `/modules`, in the order of `/modules/load`, whose sections are `[early]` (before the root
-    /// can be mounted and the channel opened) and `[late]`.
+    /// The initramfs, a plain cpio: the agent as `/init`, the modules it loads at boot as
+    /// `/modules/NAME.ko`, and their names, in load order, in `/modules/load`, whose sections are
+    /// `[early]` (before the root can be mounted and the channel opened) and `[late]`.
     pub initramfs: PathBuf,
     /// A read-only ext4 whose root holds `VERSION/`: the guest's `/lib/modules`.
     pub modules: PathBuf,
@@ -169,7 +169,7 @@ fn initramfs(merged: &Merged<'_>, version: &str, agent: &[u8]) -> Result<Vec<u8>
     cpio.file("init", 0o755, agent);
     cpio.file("modules/load", 0o644, list.flat().as_bytes());
     for (module, content) in list.modules.iter().zip(&contents) {
-        cpio.file(&format!("modules/{}", module.name()), 0o644, content);
+        cpio.file(&format!("modules/{}.ko", module.name()), 0o644, content);
     }
     Ok(cpio.finish())
 }
@@ -188,9 +188,10 @@ struct Module {
 }
 
 impl Module {
-    /// The file's name.
+    /// The file's name without `.ko`.
     fn name(&self) -> &str {
-        self.path.rsplit('/').next().unwrap_or(&self.path)
+        let file = self.path.rsplit('/').next().unwrap_or(&self.path);
+        file.strip_suffix(".ko").unwrap_or(file)
     }
 }
 
@@ -207,6 +208,9 @@ impl LoadList {
                 ("[early]", _) => late = Some(false),
                 ("[late]", _) => late = Some(true),
                 (path, Some(late)) => {
+                    if !path.ends_with(".ko") {
+                        return Err(format!("{path:?} is not an uncompressed module"));
+                    }
                     let module = Module {
                         path: path.to_owned(),
                         late,
@@ -222,7 +226,7 @@ impl LoadList {
         Ok(Self { modules })
     }
 
-    /// The same with file names in the place of paths.
+    /// The same with names in the place of paths: what the agent reads.
     fn flat(&self) -> String {
         let mut text = String::new();
         for (section, late) in [("[early]", false), ("[late]", true)] {
@@ -245,12 +249,13 @@ mod tests {
     fn load_lists_are_flattened_in_order() {
         let text = "# by depmod\n[early]\nkernel/b.ko\nkernel/x/a.ko\n\n[late]\nkernel/c.ko\n";
         let list = LoadList::parse(text).unwrap();
-        assert_eq!(list.flat(), "[early]\nb.ko\na.ko\n[late]\nc.ko\n");
+        assert_eq!(list.flat(), "[early]\nb\na\n[late]\nc\n");
     }
 
     #[test]
     fn ambiguous_load_lists_are_refused() {
         assert!(LoadList::parse("a.ko\n").is_err());
         assert!(LoadList::parse("[early]\nx/a.ko\n[late]\ny/a.ko\n").is_err());
+        assert!(LoadList::parse("[early]\nx/a.ko.xz\n").is_err());
     }
 }

@@ -18,6 +18,13 @@ fn build(dir: &Path, out: &Path) -> Result<u64, ImageError> {
 
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
+/// A path of 30 directories, about 800 bytes.
+fn deep() -> String {
+    (0..30).fold(String::new(), |path, i| {
+        format!("{path}/deep-directory-number-{i}")
+    })
+}
+
 /// Files of all kinds, sizes, owners and times.
 fn lower() -> Layer {
     let mut t = Layer::new();
@@ -52,9 +59,7 @@ fn lower() -> Layer {
         },
     );
     t.file(&format!("a/n{}", "l".repeat(254)), b"longname");
-    let deep: String = (0..30)
-        .map(|i| format!("/deep-directory-number-{i}"))
-        .collect();
+    let deep = deep();
     t.file(&format!("a{deep}/leaf"), b"deep");
     t.file("a/hl1", &b"hard".repeat(5000))
         .hard_link("a/hl2", "a/hl1")
@@ -122,7 +127,7 @@ fn lower() -> Layer {
     t.file("a/empty", b"").file("a/ünïcödé-名前", b"u");
     t.file("a/exact", &[b'e'; 4096])
         .file("a/more", &[b'e'; 4097]);
-    t.file("a/zeros", &[&[0; 1 << 20][..], b"end"].concat());
+    t.file("a/zeros", &[vec![0; 1 << 20], b"end".to_vec()].concat());
     for i in 0..5000 {
         t.file(&format!("many/file-with-a-rather-long-name-{i:06}"), b"x");
     }
@@ -258,9 +263,7 @@ fn every_hard_case_arrives_on_the_disk() {
     assert_eq!(cat("/a/more"), "e".repeat(4097));
     assert_eq!(cat("/a/zeros"), format!("{}end", "\0".repeat(1 << 20)));
     assert_eq!(cat(&format!("/a/n{}", "l".repeat(254))), "longname");
-    let deep: String = (0..30)
-        .map(|i| format!("/deep-directory-number-{i}"))
-        .collect();
+    let deep = deep();
     assert_eq!(cat(&format!("/a{deep}/leaf")), "deep");
     assert_eq!(
         debugfs(&out, "ls -p /many")

@@ -60,7 +60,7 @@ fn boot_files_are_made_and_remade_only_when_needed() {
     assert_eq!(content("init").as_deref(), Some("agent 1"));
     assert_eq!(
         content("modules/load").as_deref(),
-        Some("[early]\nblk.ko\n[late]\nnet.ko\n")
+        Some("[early]\nblk\n[late]\nnet\n")
     );
     assert_eq!(content("modules/blk.ko").as_deref(), Some("block"));
     assert_eq!(content("modules/net.ko").as_deref(), Some("network"));

@@ -11,6 +11,7 @@ use std::process::Command;
 pub(crate) struct Layer(tar::Builder<Vec<u8>>);
 
 /// One entry; the rest is the default.
+#[derive(Clone, Copy)]
 pub(crate) struct Entry<'a> {
     pub(crate) kind: tar::EntryType,
     pub(crate) mode: u32,
