@@ -208,7 +208,7 @@ impl LoadList {
                 ("[early]", _) => late = Some(false),
                 ("[late]", _) => late = Some(true),
                 (path, Some(late)) => {
-                    if !path.ends_with(".ko") {
+                    if path.strip_suffix(".ko").is_none() {
                         return Err(format!("{path:?} is not an uncompressed module"));
                     }
                     let module = Module {
