@@ -1,6 +1,7 @@
 //! The configuration as a whole; its larger parts are tested beside this.
 
 mod api;
+mod docs;
 mod groups;
 
 use super::*;
