@@ -54,6 +54,12 @@ impl fmt::Display for ListenAddress {
 pub struct ApiToken(String);
 
 impl ApiToken {
+    /// This text as a token, when it can be one: it travels in a header.
+    pub fn new(text: &str) -> Option<Self> {
+        let fits = (1..=MAX_TOKEN).contains(&text.len());
+        (fits && text.bytes().all(|b| b.is_ascii_graphic())).then(|| Self(text.to_owned()))
+    }
+
     /// The token itself.
     pub fn expose(&self) -> &str {
         &self.0
@@ -233,13 +239,13 @@ fn read_auth<'n>(field: &Field<'n>, report: &mut Report) -> Option<Auth<'n>> {
 
 fn read_token(field: &Field<'_>, report: &mut Report) -> Option<ApiToken> {
     let text = field.text(report)?;
-    // It travels in a header. What it is must not be told, so no `expected … found`.
-    if !(1..=MAX_TOKEN).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
+    let token = ApiToken::new(text);
+    if token.is_none() {
+        // What it is must not be told, so no `expected … found`.
         field.error(
             report,
             format!("not a token: 1 to {MAX_TOKEN} ASCII letters, digits and signs, no spaces"),
         );
-        return None;
     }
-    Some(ApiToken(text.to_owned()))
+    token
 }

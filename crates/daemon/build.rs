@@ -1,0 +1,55 @@
+//! Embeds the guest agent, so that daemon and agent are always of one version, and the commit.
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    println!("cargo::rerun-if-env-changed=SLICER_AGENT_DIR");
+    let dir = env::var_os("SLICER_AGENT_DIR").map(PathBuf::from);
+    let mut table = String::from(
+        "/// The agents built into this daemon, by Go's name of the architecture.\npub(crate) const BUILT_IN: &[(&str, &[u8])] = &[\n",
+    );
+    for (arch, target) in [
+        ("amd64", "x86_64-unknown-linux-gnu"),
+        ("arm64", "aarch64-unknown-linux-musl"),
+    ] {
+        let file = match &dir {
+            Some(dir) => dir.join(format!("slicer-agent-{arch}")),
+            None => root
+                .join("target/agent")
+                .join(target)
+                .join("agent/slicer-agent"),
+        };
+        println!("cargo::rerun-if-changed={}", file.display());
+        if let Ok(file) = file.canonicalize() {
+            let line = writeln!(table, "    ({arch:?}, include_bytes!({file:?})),");
+            line.expect("writing to a string");
+        }
+    }
+    table.push_str("];\n");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    fs::write(out.join("agents.rs"), table).expect("OUT_DIR is writable");
+
+    println!(
+        "cargo::rerun-if-changed={}",
+        root.join(".git/HEAD").display()
+    );
+    println!(
+        "cargo::rerun-if-changed={}",
+        root.join(".git/refs/heads").display()
+    );
+    let commit = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .current_dir(&root)
+        .output();
+    let commit = commit.ok().filter(|o| o.status.success());
+    let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    println!(
+        "cargo::rustc-env=SLICER_GIT_COMMIT={}",
+        commit.unwrap_or_else(|| "unknown".into())
+    );
+}

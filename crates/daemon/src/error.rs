@@ -1,0 +1,102 @@
+//! Why the daemon could not start or do something.
+
+use crate::config::ConfigError;
+use slicer_image::ImageError;
+use slicer_machine::MachineError;
+use std::io;
+use std::path::PathBuf;
+
+/// An error of the daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An image could not be found or prepared.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Another daemon works in this directory.
+    #[error(
+        "another slicer-mac{} already runs in {}: stop it first, or use another directory",
+        pid.map(|p| format!(" (pid {p})")).unwrap_or_default(), dir.display()
+    )]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// The other daemon.
+        pid: Option<i32>,
+    },
+    /// An address can't be listened at.
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, such as `write`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// This build can't boot guests of this architecture.
+    #[error("this slicer-mac carries no guest agent for {arch}: build it with `make build`")]
+    NoAgent {
+        /// Go's name of the architecture.
+        arch: &'static str,
+    },
+    /// This platform can't run VMs.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A background task failed in a way it never should.
+    #[error("internal error while {0}")]
+    Internal(&'static str),
+}
+
+impl DaemonError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Whether the disk is full: answered as 507.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let full = |e: &io::Error| {
+            matches!(
+                e.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        match self {
+            Self::Io { source, .. } | Self::Machine(MachineError::Io { source, .. }) => {
+                full(source)
+            }
+            Self::Image(e) => {
+                let mut source: Option<&dyn std::error::Error> = Some(e);
+                while let Some(e) = source {
+                    if e.downcast_ref::<io::Error>().is_some_and(full) {
+                        return true;
+                    }
+                    source = e.source();
+                }
+                false
+            }
+            _ => false,
+        }
+    }
+}

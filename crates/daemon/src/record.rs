@@ -1,0 +1,213 @@
+//! A VM's record: what must survive the daemon.
+
+use crate::files;
+use crate::workdir::WorkDir;
+use crate::{DaemonError, config::HostGroupConfig};
+use serde::{Deserialize, Serialize};
+use slicer_api::{CreateNode, CreatedNode, Node, NodeStatus, Timestamp};
+use slicer_machine::{DiskFormat, MacAddress};
+use std::fs;
+use std::net::Ipv4Addr;
+use tracing::warn;
+
+/// What is known of a VM on disk, in `.slicer/vms/<hostname>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmRecord {
+    pub(crate) hostname: String,
+    pub(crate) group: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) mac: [u8; 6],
+    pub(crate) cpus: u32,
+    pub(crate) ram_bytes: u64,
+    pub(crate) arch: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) persistent: bool,
+    /// Declared by the configuration's `count`: launched by the daemon, never deleted by the API.
+    pub(crate) configured: bool,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    #[serde(default)]
+    pub(crate) ssh_keys: Vec<String>,
+    /// The reference of the image it was made from.
+    pub(crate) image: String,
+    /// The format of its disk, once it has one.
+    #[serde(default)]
+    pub(crate) disk: Option<DiskKind>,
+}
+
+/// A disk's format, as records spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DiskKind {
+    Raw,
+    Qcow2,
+}
+
+impl From<DiskKind> for DiskFormat {
+    fn from(kind: DiskKind) -> Self {
+        match kind {
+            DiskKind::Raw => Self::Raw,
+            DiskKind::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+impl VmRecord {
+    /// The record of a VM of this group, before it has a disk.
+    pub(crate) fn new(
+        group: &HostGroupConfig,
+        hostname: String,
+        ip: Ipv4Addr,
+        arch: &str,
+        request: &CreateNode,
+    ) -> Result<Self, DaemonError> {
+        let mut mac = [0; 6];
+        getrandom::fill(&mut mac).map_err(|_| DaemonError::Internal("drawing a MAC address"))?;
+        // Locally administered, unicast.
+        mac[0] = mac[0] & 0xfc | 0x02;
+        let or = |asked, default| if asked == 0 { default } else { asked };
+        let keys = group.ssh_keys.iter().chain(&request.ssh_keys);
+        Ok(Self {
+            hostname,
+            group: group.name.clone(),
+            ip,
+            mac,
+            cpus: or(request.cpus, group.vcpu),
+            ram_bytes: if request.ram_bytes == 0 {
+                group.ram_bytes
+            } else {
+                request.ram_bytes
+            },
+            arch: arch.to_owned(),
+            created_at: Timestamp::now(),
+            persistent: request.persistent,
+            configured: false,
+            tags: request.tags.clone(),
+            ssh_keys: keys.cloned().collect(),
+            image: group.image.clone(),
+            disk: None,
+        })
+    }
+
+    /// Whether disk and record survive a stop.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.persistent || self.configured
+    }
+
+    pub(crate) fn mac(&self) -> MacAddress {
+        MacAddress(self.mac)
+    }
+
+    pub(crate) fn node(&self, status: NodeStatus) -> Node {
+        Node {
+            hostname: self.hostname.clone(),
+            hostgroup: self.group.clone(),
+            ip: self.ip.to_string(),
+            ram_bytes: self.ram_bytes,
+            cpus: self.cpus,
+            created_at: Some(self.created_at),
+            arch: self.arch.clone(),
+            tags: self.tags.clone(),
+            status,
+            persistent: self.is_kept(),
+        }
+    }
+
+    pub(crate) fn created(&self) -> CreatedNode {
+        CreatedNode {
+            hostname: self.hostname.clone(),
+            hostgroup: self.group.clone(),
+            ip: self.ip.to_string(),
+            created_at: self.created_at,
+            arch: self.arch.clone(),
+            persistent: self.is_kept(),
+        }
+    }
+
+    /// Writes the record durably.
+    pub(crate) fn save(&self, work: &WorkDir) -> Result<(), DaemonError> {
+        let path = work.records().join(format!("{}.json", self.hostname));
+        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        files::write_atomically(&path, &text).map_err(DaemonError::io("write", path))
+    }
+
+    /// Removes the record of this VM durably.
+    pub(crate) fn remove(work: &WorkDir, hostname: &str) -> Result<(), DaemonError> {
+        let path = work.records().join(format!("{hostname}.json"));
+        files::remove(&path).map_err(DaemonError::io("remove", path))
+    }
+
+    /// All records. One that can't be read is left where it is and told: it may be the only trace
+    /// of somebody's disk.
+    pub(crate) fn load_all(work: &WorkDir) -> Result<Vec<Self>, DaemonError> {
+        let dir = work.records();
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(DaemonError::io("read", &dir))? {
+            let path = entry.map_err(DaemonError::io("read", &dir))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                // The leftover of a write that a crash cut short.
+                files::remove(&path).map_err(DaemonError::io("remove", &path))?;
+                continue;
+            }
+            let text = fs::read(&path).map_err(DaemonError::io("read", &path))?;
+            match serde_json::from_slice::<Self>(&text) {
+                Ok(record) if path.file_stem().is_some_and(|s| *s == *record.hostname) => {
+                    records.push(record);
+                }
+                Ok(record) => warn!(
+                    "{} is the record of {}: ignored",
+                    path.display(),
+                    record.hostname
+                ),
+                Err(e) => warn!("{} is not a VM's record: {e}: ignored", path.display()),
+            }
+        }
+        records.sort_by(|a, b| a.hostname.cmp(&b.hostname));
+        Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn sample(hostname: &str) -> VmRecord {
+        VmRecord {
+            hostname: hostname.into(),
+            group: "sbox".into(),
+            ip: Ipv4Addr::new(192, 168, 64, 3),
+            mac: [2, 0, 0, 0, 0, 1],
+            cpus: 1,
+            ram_bytes: 1 << 30,
+            arch: "amd64".into(),
+            created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+            persistent: false,
+            configured: false,
+            tags: vec!["a=b".into()],
+            ssh_keys: vec![],
+            image: "oci:/x".into(),
+            disk: Some(DiskKind::Qcow2),
+        }
+    }
+
+    #[test]
+    fn records_survive_and_what_is_torn_is_not_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(dir.path()).unwrap();
+        let record = sample("sbox-1");
+        record.save(&work).unwrap();
+        fs::write(work.records().join(".tmpAbc"), "half").unwrap();
+        fs::write(work.records().join("sbox-2.json"), "{\"hostname\":").unwrap();
+        fs::copy(
+            work.records().join("sbox-1.json"),
+            work.records().join("sbox-3.json"),
+        )
+        .unwrap();
+        assert_eq!(VmRecord::load_all(&work).unwrap(), [record]);
+        assert!(!work.records().join(".tmpAbc").exists());
+        assert!(work.records().join("sbox-2.json").exists());
+        VmRecord::remove(&work, "sbox-1").unwrap();
+        VmRecord::remove(&work, "sbox-1").unwrap();
+        assert!(VmRecord::load_all(&work).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,46 @@
+//! The daemon about itself.
+
+use crate::supervisor::Supervisor;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use hyper::HeaderMap;
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+use slicer_api::{Info, NodeStatus, go_arch, go_os};
+use std::sync::Arc;
+
+pub(super) async fn info() -> Json<Info> {
+    Json(Info {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        git_commit: env!("SLICER_GIT_COMMIT").to_owned(),
+        platform: go_os(std::env::consts::OS).to_owned(),
+        arch: go_arch(std::env::consts::ARCH).to_owned(),
+    })
+}
+
+pub(super) async fn healthz(headers: HeaderMap) -> Response {
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    if accept.contains("application/json") {
+        ([(CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
+    } else {
+        ([(CONTENT_TYPE, "text/plain; charset=utf-8")], "OK").into_response()
+    }
+}
+
+pub(super) async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> Response {
+    let vms = supervisor.list().into_iter().map(|vm| {
+        let state = match vm.view.borrow().status() {
+            NodeStatus::Running => "running",
+            NodeStatus::Paused => "paused",
+            NodeStatus::Stopped => "stopped",
+            NodeStatus::Suspended => "suspended",
+        };
+        (vm.record.group.clone(), !vm.record.configured, state)
+    });
+    let text = supervisor.metrics.text(vms);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], text).into_response()
+}

@@ -1,0 +1,152 @@
+//! The REST API: listeners, authentication, routes.
+
+mod answer;
+mod info;
+mod listen;
+mod nodes;
+mod vm;
+
+pub(crate) use listen::bind;
+
+use crate::config::ApiToken;
+use crate::supervisor::Supervisor;
+use answer::Failure;
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{delete, get, post};
+use hyper::{Method, Request, Response, Uri, header};
+use slicer_api::ApiError;
+use std::sync::Arc;
+use std::time::Instant;
+use subtle::ConstantTimeEq;
+use tower_service::Service;
+
+/// What every request is answered from.
+#[derive(Clone)]
+pub(crate) struct Server {
+    supervisor: Arc<Supervisor>,
+    token: Option<ApiToken>,
+    routes: Router,
+}
+
+impl Server {
+    pub(crate) fn new(supervisor: Arc<Supervisor>, token: Option<ApiToken>) -> Self {
+        let routes = Router::new()
+            .route("/info", get(info::info))
+            .route("/healthz", get(info::healthz))
+            .route("/metrics", get(info::metrics))
+            .route("/hostgroup", get(nodes::groups))
+            .route(
+                "/hostgroup/{group}/nodes",
+                get(nodes::of_group).post(nodes::create),
+            )
+            .route("/hostgroup/{group}/nodes/{vm}", delete(nodes::delete))
+            .route("/nodes", get(nodes::all))
+            .route("/devices", get(nodes::all))
+            .route("/vm/{vm}", get(vm::detail))
+            .route("/vm/{vm}/health", get(vm::health))
+            .route("/vm/{vm}/logs", get(vm::logs))
+            .route("/vm/{vm}/shutdown", post(vm::shutdown))
+            .route("/vm/{vm}/pause", post(vm::pause))
+            .route("/vm/{vm}/resume", post(vm::resume))
+            .route("/vm/{vm}/relaunch", post(vm::relaunch))
+            .route("/vm/{vm}/exec", post(vm::proxy))
+            .fallback(unknown)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(supervisor.clone());
+        Self {
+            supervisor,
+            token,
+            routes,
+        }
+    }
+
+    /// Answers one request. `auth` says whether this listener asks for the token.
+    pub(crate) async fn answer(&self, mut request: Request<Body>, auth: bool) -> Response<Body> {
+        let start = Instant::now();
+        let method = request.method().clone();
+        let open =
+            request.uri().path() == "/healthz" && matches!(method, Method::GET | Method::HEAD);
+        let response = if auth && !open && !self.may_enter(&request) {
+            let text = "the API needs a bearer token: give --token or --token-file";
+            Failure(ApiError::unauthorized(text))
+                .into_response_with(request.into_body())
+                .await
+        } else {
+            if let Some(uri) = split_escaped_query(request.uri()) {
+                *request.uri_mut() = uri;
+            }
+            match self.routes.clone().call(request).await {
+                Ok(response) => response,
+            }
+        };
+        self.supervisor
+            .metrics
+            .answered(&method, response.status().as_u16(), start.elapsed());
+        response
+    }
+
+    fn may_enter(&self, request: &Request<Body>) -> bool {
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .map(header::HeaderValue::as_bytes);
+        let given = given.and_then(|v| v.strip_prefix(b"Bearer "));
+        match (given, &self.token) {
+            (Some(given), Some(token)) => given.ct_eq(token.expose().as_bytes()).into(),
+            _ => false,
+        }
+    }
+}
+
+/// The Go client of SlicerVM puts the query of one call into the path, escaped: what follows an
+/// escaped question mark is query.
+fn split_escaped_query(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    let at = path.find("%3F").or_else(|| path.find("%3f"))?;
+    let query = percent_encoding::percent_decode_str(&path[at + 3..])
+        .decode_utf8()
+        .ok()?;
+    let more = uri.query().map(|q| format!("&{q}")).unwrap_or_default();
+    format!("{}?{query}{more}", &path[..at]).parse().ok()
+}
+
+async fn unknown(request: Request<Body>) -> Response<Body> {
+    let text = format!(
+        "no such endpoint: {} {}",
+        request.method(),
+        request.uri().path()
+    );
+    Failure(ApiError::not_found(text))
+        .into_response_with(request.into_body())
+        .await
+}
+
+async fn wrong_method(request: Request<Body>) -> Response<Body> {
+    let text = format!(
+        "{} is not allowed on {}",
+        request.method(),
+        request.uri().path()
+    );
+    Failure(ApiError::method_not_allowed(text))
+        .into_response_with(request.into_body())
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_escaped_query_is_a_query() {
+        let split = |u: &str| split_escaped_query(&u.parse().unwrap()).map(|u| u.to_string());
+        assert_eq!(
+            split("/hostgroup/sbox/nodes%3Ftag=drive%253D1").as_deref(),
+            Some("/hostgroup/sbox/nodes?tag=drive%3D1")
+        );
+        assert_eq!(split("/nodes%3fa=b?c=d").as_deref(), Some("/nodes?a=b&c=d"));
+        assert_eq!(split("/nodes?tag=%3F"), None);
+        // What makes no URI is left alone, and so not found.
+        assert_eq!(split("/nodes%3Fa%20b"), None);
+    }
+}

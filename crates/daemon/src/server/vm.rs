@@ -1,0 +1,233 @@
+//! One VM: what the daemon itself knows and does of it, and the streaming proxy to its agent.
+
+use super::answer::Failure;
+use super::nodes::json;
+use crate::guest;
+use crate::supervisor::Supervisor;
+use crate::vm::{Phase, VmHandle};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::response::{IntoResponse, Response};
+use hyper::header::{self, HeaderName};
+use hyper::{Method, Uri};
+use slicer_api::{
+    ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, ShutdownAction,
+    ShutdownRequest,
+};
+use slicer_machine::Machine;
+use std::sync::Arc;
+
+type State_ = State<Arc<Supervisor>>;
+
+/// Lines of console that are shown when nobody says how many.
+const DEFAULT_LINES: u64 = 20;
+
+pub(super) async fn detail(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<Json<NodeDetail>, Failure> {
+    let vm = supervisor.get(&name)?;
+    let empty = NetworkPolicy {
+        allow: Some(Vec::new()),
+        drop: Some(Vec::new()),
+    };
+    let node = vm.record.node(vm.view.borrow().status());
+    Ok(Json(NodeDetail {
+        node,
+        storage: "image".to_owned(),
+        image: vm.record.image.clone(),
+        network: NodeNetwork {
+            mode: "nat".to_owned(),
+            policy_source: "host_group".to_owned(),
+            host_group: empty.clone(),
+            override_: None,
+            effective: empty,
+        },
+    }))
+}
+
+/// The machine of a VM whose agent may be asked, or why not.
+fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
+    let name = &vm.record.hostname;
+    let view = vm.view.borrow();
+    match (&view.phase, &view.machine) {
+        (Phase::Paused, _) => Err(ApiError::conflict(format!(
+            "VM {name} is paused: resume it first"
+        ))),
+        (Phase::Stopped(_), _) => Err(ApiError::conflict(format!(
+            "VM {name} is stopped: relaunch it first"
+        ))),
+        (Phase::Gone(_), _) => Err(ApiError::not_found(format!("VM {name:?} not found"))),
+        (_, Some(machine)) if view.ready => Ok(machine.clone()),
+        _ => Err(ApiError::unavailable(format!(
+            "VM {name} is still booting: try again shortly"
+        ))),
+    }
+}
+
+pub(super) async fn health(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    method: Method,
+) -> Result<Response, Failure> {
+    let vm = supervisor.get(&name)?;
+    let machine = reachable(&vm)?;
+    let health = guest::health(&*machine)
+        .await
+        .map_err(|e| e.to_api(&name))?;
+    if method == Method::HEAD {
+        return Ok(().into_response());
+    }
+    Ok(Json(Health {
+        hostname: name,
+        ip: vm.record.ip.to_string(),
+        ..health
+    })
+    .into_response())
+}
+
+pub(super) async fn logs(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Logs>, Failure> {
+    supervisor.get(&name)?;
+    let asked = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .filter(|(key, _)| key == "lines")
+        .last()
+        .map(|(_, value)| value.into_owned());
+    let lines = match asked.as_deref() {
+        None => DEFAULT_LINES,
+        Some(text) => text.parse().map_err(|_| {
+            ApiError::bad_request(format!("invalid lines {text:?}: expected 0 or more"))
+        })?,
+    };
+    let path = supervisor.work().console(&name);
+    let wanted = if lines == 0 {
+        None
+    } else {
+        usize::try_from(lines).ok()
+    };
+    let read = tokio::task::spawn_blocking(move || crate::console::tail(&path, wanted)).await;
+    let content = match read {
+        Ok(Ok(content)) => content,
+        Ok(Err(e)) => return Err(ApiError::internal(format!("cannot read console: {e}")).into()),
+        Err(_) => return Err(ApiError::internal("cannot read console").into()),
+    };
+    let lines = if lines == 0 {
+        content.lines().count() as u64
+    } else {
+        lines
+    };
+    Ok(Json(Logs {
+        hostname: name,
+        lines,
+        content,
+    }))
+}
+
+pub(super) async fn shutdown(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Result<&'static str, Failure> {
+    let vm = supervisor.get(&name)?;
+    let asked = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .filter(|(key, _)| key == "action")
+        .last()
+        .map(|(_, value)| value.into_owned());
+    let action = match asked.as_deref() {
+        Some("shutdown") => ShutdownAction::Shutdown,
+        Some("reboot") => ShutdownAction::Reboot,
+        Some(text) => {
+            let text = format!("invalid action {text:?}: use shutdown or reboot");
+            return Err(ApiError::bad_request(text).into());
+        }
+        None => json::<ShutdownRequest>(body)
+            .await?
+            .action
+            .unwrap_or_default(),
+    };
+    vm.shutdown(action).await?;
+    Ok("shutdown requested\n")
+}
+
+pub(super) async fn pause(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<&'static str, Failure> {
+    supervisor.get(&name)?.pause().await?;
+    Ok("VM paused\n")
+}
+
+pub(super) async fn resume(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<&'static str, Failure> {
+    supervisor.get(&name)?.resume().await?;
+    Ok("VM resumed\n")
+}
+
+pub(super) async fn relaunch(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<Json<CreatedNode>, Failure> {
+    let vm = supervisor.get(&name)?;
+    vm.relaunch().await?;
+    Ok(Json(vm.record.created()))
+}
+
+/// Headers that belong to one connection (RFC 9110, 7.6.1), and the client's token, which is none
+/// of the guest's business.
+const NOT_PASSED: [HeaderName; 7] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Passes a request to the VM's agent and its answer back, both as they flow, undecoded.
+pub(super) async fn proxy(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response {
+    let found = supervisor.get(&name).and_then(|vm| reachable(&vm));
+    let machine = match found {
+        Ok(machine) => machine,
+        Err(e) => return Failure(e).into_response_with(request.into_body()).await,
+    };
+    let (mut head, body) = request.into_parts();
+    // `/vm/{vm}` was matched, so the agent's path is what follows the third slash.
+    let path = head.uri.path().splitn(4, '/').nth(3).unwrap_or_default();
+    let query = head
+        .uri
+        .query()
+        .map(|q| format!("?{q}"))
+        .unwrap_or_default();
+    head.uri = match format!("/{path}{query}").parse::<Uri>() {
+        Ok(uri) => uri,
+        Err(e) => return Failure(ApiError::bad_request(e.to_string())).into_response(),
+    };
+    for name in NOT_PASSED {
+        head.headers.remove(name);
+    }
+    head.headers
+        .insert(header::HOST, header::HeaderValue::from_static("agent"));
+    head.extensions.clear();
+    match guest::send(&*machine, Request::from_parts(head, body)).await {
+        Ok(response) => {
+            let (mut head, body) = response.into_parts();
+            for name in NOT_PASSED {
+                head.headers.remove(name);
+            }
+            Response::from_parts(head, Body::new(body))
+        }
+        Err(e) => Failure(e.to_api(&name)).into_response(),
+    }
+}

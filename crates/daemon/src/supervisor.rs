@@ -1,0 +1,500 @@
+//! All VMs: who there is, who may come, who goes.
+
+use crate::DaemonError;
+use crate::config::{Config, HostGroupConfig};
+use crate::images::GroupImage;
+use crate::metrics::Metrics;
+use crate::record::VmRecord;
+use crate::vm::{self, VmHandle, remove_files};
+use crate::workdir::WorkDir;
+use slicer_api::{ApiError, CreateNode, HostGroup};
+use slicer_machine::{Arch, Hypervisor};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+/// Longest tag, and most tags of a VM.
+const MAX_TAG: usize = 256;
+const MAX_TAGS: usize = 64;
+/// Smallest memory a guest boots with, bytes.
+const MIN_RAM: u64 = 128 << 20;
+/// Rounds of memory a machine is given, bytes.
+const RAM_GRAIN: u64 = 1 << 20;
+
+/// What VMs share.
+pub(crate) struct Shared {
+    pub(crate) work: Arc<WorkDir>,
+    pub(crate) hypervisor: Arc<dyn Hypervisor>,
+    pub(crate) arch: Arch,
+    vms: Mutex<BTreeMap<String, VmHandle>>,
+}
+
+impl Shared {
+    fn vms(&self) -> MutexGuard<'_, BTreeMap<String, VmHandle>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees the name of a VM that is gone.
+    pub(crate) fn forget(&self, name: &str) {
+        self.vms().remove(name);
+    }
+}
+
+struct Group {
+    config: HostGroupConfig,
+    image: Arc<GroupImage>,
+}
+
+/// The VMs of one daemon.
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
+    groups: Vec<Group>,
+    tasks: TaskTracker,
+    pub(crate) metrics: Metrics,
+    graceful: bool,
+}
+
+impl Supervisor {
+    /// Recovers what an earlier daemon left, and starts the VMs the configuration declares.
+    pub(crate) async fn start(
+        config: &Config,
+        work: Arc<WorkDir>,
+        hypervisor: Arc<dyn Hypervisor>,
+        arch: Arch,
+    ) -> Result<Arc<Self>, DaemonError> {
+        work.sweep()?;
+        let groups: Vec<Group> = config
+            .host_groups
+            .iter()
+            .map(|group| Group {
+                config: group.clone(),
+                image: Arc::new(GroupImage::new(
+                    work.clone(),
+                    group.clone(),
+                    config.kernel_image.clone(),
+                    arch,
+                )),
+            })
+            .collect();
+        let shared = Arc::new(Shared {
+            work,
+            hypervisor,
+            arch,
+            vms: Mutex::default(),
+        });
+        let this = Arc::new(Self {
+            shared,
+            groups,
+            tasks: TaskTracker::new(),
+            metrics: Metrics::default(),
+            graceful: config.graceful_shutdown,
+        });
+        this.recover().await?;
+        this.start_configured()?;
+        for group in &this.groups {
+            // So that the first launch need not wait for it; a launch that comes earlier does.
+            let (image, name) = (group.image.clone(), group.config.name.clone());
+            this.tasks.spawn(async move {
+                if let Err(e) = image.prepare().await {
+                    warn!("group {name}: {e}");
+                }
+            });
+        }
+        Ok(this)
+    }
+
+    /// Ends VMs an earlier daemon left running; removes the ephemeral, lists the others.
+    async fn recover(&self) -> Result<(), DaemonError> {
+        let work = &self.shared.work;
+        for record in VmRecord::load_all(work)? {
+            let name = record.hostname.clone();
+            self.shared.hypervisor.reap(&work.run(&name)).await?;
+            if !record.is_kept() {
+                info!("{name}: removed, its daemon ended without doing so");
+                remove_files(work, &name)?;
+                continue;
+            }
+            let Some(group) = self.group(&record.group) else {
+                warn!(
+                    "{name} is of group {:?}, which the configuration no longer has: its disk \
+                       is kept, the VM isn't listed",
+                    record.group
+                );
+                continue;
+            };
+            // Those the configuration declares are started by `start_configured`.
+            let declared = record.configured
+                && index(&record.group, &name).is_some_and(|n| n <= group.config.count);
+            if !declared {
+                self.adopt(group, record, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_configured(&self) -> Result<(), DaemonError> {
+        let work = self.shared.work.clone();
+        let mut known: BTreeMap<String, VmRecord> = VmRecord::load_all(&work)?
+            .into_iter()
+            .map(|r| (r.hostname.clone(), r))
+            .collect();
+        for group in &self.groups {
+            for n in 1..=group.config.count {
+                let name = format!("{}-{n}", group.config.name);
+                let mut record = match known.remove(&name) {
+                    Some(record) => record,
+                    None => {
+                        let ip = self.free_address(&group.config, None, &known);
+                        let ip = ip.map_err(|e| DaemonError::Unsupported(e.message))?;
+                        let arch = self.shared.arch.go_name();
+                        let request = CreateNode {
+                            persistent: true,
+                            ..CreateNode::default()
+                        };
+                        let mut record =
+                            VmRecord::new(&group.config, name.clone(), ip, arch, &request)?;
+                        if work.disk(&name).exists() {
+                            // A disk whose record was lost is somebody's work.
+                            warn!("{name}: found its disk without a record, using it");
+                            record.disk = Some(crate::record::DiskKind::Raw);
+                        }
+                        record
+                    }
+                };
+                // The configuration rules: it may have been edited since.
+                record.configured = true;
+                record.cpus = group.config.vcpu;
+                record.ram_bytes = group.config.ram_bytes;
+                record.ssh_keys.clone_from(&group.config.ssh_keys);
+                record.save(&work)?;
+                self.adopt(group, record, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a VM whose record is on disk its actor.
+    fn adopt(&self, group: &Group, record: VmRecord, stopped: bool) -> VmHandle {
+        let name = record.hostname.clone();
+        let network = (group.config.network.gateway, group.config.network.prefix);
+        let (handle, actor) = vm::actor(
+            self.shared.clone(),
+            group.image.clone(),
+            record,
+            group.config.dns_servers.clone(),
+            network,
+            stopped,
+        );
+        self.shared.vms().insert(name, handle.clone());
+        self.tasks.spawn(actor);
+        handle
+    }
+
+    fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.iter().find(|g| g.config.name == name)
+    }
+
+    /// The configuration of a group.
+    pub(crate) fn group_config(&self, name: &str) -> Result<&HostGroupConfig, ApiError> {
+        let names = || {
+            self.groups
+                .iter()
+                .map(|g| g.config.name.as_str())
+                .collect::<Vec<_>>()
+        };
+        self.group(name).map(|g| &g.config).ok_or_else(|| {
+            ApiError::not_found(format!(
+                "host group {name:?} not found; there are: {}",
+                names().join(", ")
+            ))
+        })
+    }
+
+    pub(crate) fn work(&self) -> &WorkDir {
+        &self.shared.work
+    }
+
+    pub(crate) fn host_groups(&self) -> Vec<HostGroup> {
+        let arch = self.shared.arch.go_name();
+        let group = |g: &Group| HostGroup {
+            name: g.config.name.clone(),
+            count: g.config.count,
+            ram_bytes: g.config.ram_bytes,
+            cpus: g.config.vcpu,
+            gpu_count: 0,
+            arch: arch.to_owned(),
+        };
+        self.groups.iter().map(group).collect()
+    }
+
+    /// All VMs, in the order of groups and numbers.
+    pub(crate) fn list(&self) -> Vec<VmHandle> {
+        let mut all: Vec<VmHandle> = self.shared.vms().values().cloned().collect();
+        let position = |h: &VmHandle| {
+            let group = self
+                .groups
+                .iter()
+                .position(|g| g.config.name == h.record.group);
+            (group, index(&h.record.group, &h.record.hostname))
+        };
+        all.sort_by_key(position);
+        all
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<VmHandle, ApiError> {
+        let found = self.shared.vms().get(name).cloned();
+        found.ok_or_else(|| ApiError::not_found(format!("VM {name:?} not found")))
+    }
+
+    /// The first address of the group's pool that no VM has, or the one asked for.
+    fn free_address(
+        &self,
+        group: &HostGroupConfig,
+        wanted: Option<Ipv4Addr>,
+        more: &BTreeMap<String, VmRecord>,
+    ) -> Result<Ipv4Addr, ApiError> {
+        let vms = self.shared.vms();
+        let taken = |ip: Ipv4Addr| {
+            vms.values().any(|h| h.record.ip == ip) || more.values().any(|r| r.ip == ip)
+        };
+        match wanted {
+            Some(ip) if !group.network.pool().any(|a| a == ip) => Err(ApiError::bad_request(
+                format!("address {ip} is not one of host group {}", group.name),
+            )),
+            Some(ip) if taken(ip) => Err(ApiError::conflict(format!(
+                "address {ip} is in use by another VM"
+            ))),
+            Some(ip) => Ok(ip),
+            None => group.network.pool().find(|ip| !taken(*ip)).ok_or_else(|| {
+                ApiError::conflict(format!("host group {} has no free address", group.name))
+            }),
+        }
+    }
+
+    /// Makes a VM: its record is durable and its launch has begun when this returns.
+    pub(crate) async fn create(
+        &self,
+        group: &str,
+        request: &CreateNode,
+    ) -> Result<VmHandle, ApiError> {
+        self.group_config(group)?;
+        let Some(group) = self.group(group) else {
+            return Err(ApiError::not_found("host group not found"));
+        };
+        check(&group.config, request)?;
+        let wanted = match request.ip.split('/').next().unwrap_or_default() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                ApiError::bad_request(format!("invalid ip {text:?}: expected an IPv4 address"))
+            })?),
+        };
+        let internal = |e: DaemonError| {
+            if e.is_disk_full() {
+                ApiError::insufficient_storage(e.to_string())
+            } else {
+                ApiError::internal(e.to_string())
+            }
+        };
+        let arch = self.shared.arch.go_name();
+        // The name is taken in memory first, under the lock; nobody else can get it while the
+        // record is made durable, and the launch begins only after that.
+        let (record, handle, actor) = {
+            let ip = self.free_address(&group.config, wanted, &BTreeMap::new())?;
+            let mut vms = self.shared.vms();
+            if vms.values().any(|h| h.record.ip == ip) {
+                return Err(ApiError::conflict(format!(
+                    "address {ip} was just taken; try again"
+                )));
+            }
+            if let Some(name) = request.tags.iter().find_map(|t| t.strip_prefix("name=")) {
+                let same =
+                    |h: &VmHandle| h.record.tags.iter().any(|t| *t == format!("name={name}"));
+                if vms.contains_key(name) || vms.values().any(same) {
+                    return Err(ApiError::conflict(format!(
+                        "a VM named {name:?} exists already"
+                    )));
+                }
+            }
+            let name = (1..=u32::MAX)
+                .map(|n| format!("{}-{n}", group.config.name))
+                .find(|name| !vms.contains_key(name))
+                .unwrap_or_default();
+            let record = VmRecord::new(&group.config, name.clone(), ip, arch, request);
+            let record = record.map_err(internal)?;
+            let network = (group.config.network.gateway, group.config.network.prefix);
+            let (handle, actor) = vm::actor(
+                self.shared.clone(),
+                group.image.clone(),
+                record.clone(),
+                group.config.dns_servers.clone(),
+                network,
+                false,
+            );
+            vms.insert(name, handle.clone());
+            (record, handle, actor)
+        };
+        let (work, saved) = (self.shared.work.clone(), record.clone());
+        let saved = tokio::task::spawn_blocking(move || saved.save(&work)).await;
+        let saved = saved.unwrap_or(Err(DaemonError::Internal("writing a record")));
+        if let Err(e) = saved {
+            self.shared.forget(&record.hostname);
+            return Err(internal(e));
+        }
+        self.tasks.spawn(actor);
+        Ok(handle)
+    }
+
+    /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.
+    pub(crate) async fn stop(&self, force: bool) {
+        let force = force || !self.graceful;
+        let mut stopping = tokio::task::JoinSet::new();
+        for vm in self.list() {
+            stopping.spawn(async move {
+                if let Err(e) = vm.retire(force).await {
+                    warn!("{}: {e}", vm.record.hostname);
+                }
+            });
+        }
+        while stopping.join_next().await.is_some() {}
+        self.tasks.close();
+        // Actors end with their VMs; what else runs is not worth waiting for.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+    }
+}
+
+/// The number of a VM in its group.
+fn index(group: &str, hostname: &str) -> Option<u32> {
+    hostname
+        .strip_prefix(group)?
+        .strip_prefix('-')?
+        .parse()
+        .ok()
+}
+
+/// Checks what a create asks for against its group and this milestone's abilities.
+fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> {
+    let name = &group.name;
+    if request.cpus > group.vcpu {
+        return Err(ApiError::bad_request(format!(
+            "cpus {} is more than host group {name} allows ({})",
+            request.cpus, group.vcpu
+        )));
+    }
+    if request.ram_bytes > group.ram_bytes {
+        return Err(ApiError::bad_request(format!(
+            "ram_bytes {} is more than host group {name} allows ({})",
+            request.ram_bytes, group.ram_bytes
+        )));
+    }
+    if request.ram_bytes != 0
+        && (request.ram_bytes < MIN_RAM || !request.ram_bytes.is_multiple_of(RAM_GRAIN))
+    {
+        return Err(ApiError::bad_request(format!(
+            "ram_bytes {} can't be used: give a multiple of 1 MiB, at least 128 MiB",
+            request.ram_bytes
+        )));
+    }
+    let refuse = |what: &str| {
+        Err(ApiError::bad_request(format!(
+            "{what} is not supported yet"
+        )))
+    };
+    if request.gpu_count != 0 {
+        return Err(ApiError::bad_request(
+            "gpu_count must be 0: VMs here have no GPUs",
+        ));
+    }
+    if !request.disk_image.is_empty() {
+        return refuse("disk_image");
+    }
+    if !request.userdata.is_empty() {
+        return refuse("userdata");
+    }
+    if !request.import_user.is_empty() {
+        return refuse("import_user");
+    }
+    if request.secrets.as_ref().is_some_and(|s| !s.is_empty()) {
+        return refuse("secrets");
+    }
+    if request.network.as_ref().is_some_and(|n| !n.is_empty()) {
+        return Err(ApiError::bad_request(
+            "network allow and drop lists need an isolated network, which host groups of mode nat \
+             don't have",
+        ));
+    }
+    check_tags(&request.tags)
+}
+
+/// Tags are free-form lines; `name=` holds a friendly name, a DNS label that can't be mistaken for
+/// a hostname.
+fn check_tags(tags: &[String]) -> Result<(), ApiError> {
+    let bad = |text: String| Err(ApiError::bad_request(text));
+    if tags.len() > MAX_TAGS {
+        return bad(format!("more than {MAX_TAGS} tags"));
+    }
+    if let Some(tag) = tags
+        .iter()
+        .find(|t| t.is_empty() || t.len() > MAX_TAG || t.chars().any(char::is_control))
+    {
+        let tag: String = tag.chars().take(64).collect();
+        return bad(format!(
+            "invalid tag {tag:?}: expected 1 to {MAX_TAG} printable characters"
+        ));
+    }
+    let names: Vec<&str> = tags
+        .iter()
+        .filter_map(|t| t.strip_prefix("name="))
+        .collect();
+    let [name] = names[..] else {
+        return if names.is_empty() {
+            Ok(())
+        } else {
+            bad("more than one name= tag".into())
+        };
+    };
+    let label = !name.is_empty()
+        && name.len() <= 63
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    let generated = name
+        .rsplit_once('-')
+        .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    if !label || generated {
+        return bad(format!(
+            "invalid name {name:?}: use lowercase letters, digits and dashes, at most 63, and not \
+             the form GROUP-NUMBER"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_labels_that_no_hostname_is() {
+        for name in ["a", "builder", "my-vm", "x1", "a-b1"] {
+            check_tags(&[format!("name={name}"), "k=v".into()]).unwrap();
+        }
+        for name in ["", "A", "-a", "a-", "sbox-1", "a.b", "ä", &"x".repeat(64)] {
+            assert!(check_tags(&[format!("name={name}")]).is_err(), "{name}");
+        }
+        assert!(check_tags(&["name=a".into(), "name=b".into()]).is_err());
+        assert!(check_tags(&["a\nb".into()]).is_err());
+        assert!(check_tags(&vec!["x".to_owned(); 65]).is_err());
+    }
+
+    #[test]
+    fn numbers_are_read_off_hostnames() {
+        assert_eq!(index("sbox", "sbox-12"), Some(12));
+        assert_eq!(index("sbox", "sboxx-1"), None);
+        assert_eq!(index("a-1", "a-1-2"), Some(2));
+    }
+}

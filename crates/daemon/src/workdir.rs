@@ -1,0 +1,160 @@
+//! The daemon's working directory: what lies where, and that one daemon at a time uses it.
+//!
+//! ```text
+//! slicer-mac.yaml  slicer.sock         what the user sees
+//! <group>-base.img                     a group's image as a disk, the parent of its VMs' disks
+//! <vm>.img                             a VM's disk
+//! kernel/<group>/                      kernel, initramfs and modules of a group
+//! logs/<vm>.txt                        a VM's serial console
+//! .slicer/lock                         held (flock) by the running daemon
+//! .slicer/vms/<vm>.json                a VM's record
+//! .slicer/run/<vm>/                    what the hypervisor keeps while a VM runs
+//! .slicer/auth/token                   the API's bearer token
+//! ```
+
+use crate::DaemonError;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The working directory, locked for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct WorkDir {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl WorkDir {
+    /// Locks the directory and makes what lies in it.
+    ///
+    /// # Errors
+    /// [`DaemonError::Locked`] when another daemon works here.
+    pub(crate) fn open(root: &Path) -> Result<Self, DaemonError> {
+        let root = root.canonicalize().map_err(DaemonError::io("open", root))?;
+        let state = root.join(".slicer");
+        for (dir, mode) in [
+            (state.clone(), 0o700),
+            (root.join("logs"), 0o755),
+            (root.join("kernel"), 0o755),
+        ] {
+            let made = DirBuilder::new().recursive(true).mode(mode).create(&dir);
+            made.map_err(DaemonError::io("create", dir))?;
+        }
+        for dir in ["vms", "run", "auth"] {
+            let dir = state.join(dir);
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(DaemonError::io("create", dir))?;
+        }
+        let path = state.join("lock");
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        let mut lock = opened.map_err(DaemonError::io("open", &path))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut text = String::new();
+            // The pid is a courtesy; the lock is what counts.
+            let _ = (&lock).take(32).read_to_string(&mut text);
+            return Err(DaemonError::Locked {
+                dir: root,
+                pid: text.trim().parse().ok(),
+            });
+        }
+        let noted = lock
+            .set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()));
+        noted.map_err(DaemonError::io("write", &path))?;
+        Ok(Self { root, _lock: lock })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn base(&self, group: &str) -> PathBuf {
+        self.root.join(format!("{group}-base.img"))
+    }
+
+    pub(crate) fn disk(&self, vm: &str) -> PathBuf {
+        self.root.join(format!("{vm}.img"))
+    }
+
+    /// The name a disk has between the decision to remove it and its removal.
+    pub(crate) fn doomed_disk(&self, vm: &str) -> PathBuf {
+        self.root.join(format!("{vm}.img{DOOMED}"))
+    }
+
+    pub(crate) fn kernel(&self, group: &str) -> PathBuf {
+        self.root.join("kernel").join(group)
+    }
+
+    pub(crate) fn console(&self, vm: &str) -> PathBuf {
+        self.root.join("logs").join(format!("{vm}.txt"))
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.root.join(".slicer")
+    }
+
+    pub(crate) fn records(&self) -> PathBuf {
+        self.root.join(".slicer/vms")
+    }
+
+    pub(crate) fn run(&self, vm: &str) -> PathBuf {
+        self.root.join(".slicer/run").join(vm)
+    }
+
+    pub(crate) fn token(&self) -> PathBuf {
+        self.root.join(".slicer/auth/token")
+    }
+
+    /// Removes what a daemon that died was in the middle of removing or writing.
+    pub(crate) fn sweep(&self) -> Result<(), DaemonError> {
+        let failed = |e| DaemonError::io("read", &self.root)(e);
+        for entry in fs::read_dir(&self.root).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.to_string_lossy().ends_with(&format!(".img{DOOMED}")) {
+                crate::files::remove(&path).map_err(DaemonError::io("remove", &path))?;
+            }
+        }
+        slicer_image::remove_unfinished(&self.root)?;
+        Ok(())
+    }
+}
+
+const DOOMED: &str = ".deleting";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_daemon_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = WorkDir::open(dir.path()).unwrap();
+        let e = WorkDir::open(dir.path()).unwrap_err();
+        assert!(
+            e.to_string()
+                .contains(&format!("pid {}", std::process::id())),
+            "{e}"
+        );
+        drop(first);
+        WorkDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn half_removed_disks_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(dir.path()).unwrap();
+        fs::write(work.doomed_disk("sbox-1"), "x").unwrap();
+        fs::write(work.disk("slicer-1"), "x").unwrap();
+        work.sweep().unwrap();
+        assert!(!work.doomed_disk("sbox-1").exists());
+        assert!(work.disk("slicer-1").exists());
+    }
+}
