@@ -174,6 +174,7 @@ fn boot() -> Result<ExitCode, AgentError> {
         log::info("the image has no init, the agent stays PID 1");
         survive(prepare_without_init());
         survive(keep_initramfs(&initramfs));
+        survive(link_agent(Path::new(AGENT_LINK)));
         return Ok(supervise::run(GuestInit::None));
     };
     if let Some(code) = leave_supervisor(kind, &initramfs)? {
@@ -222,7 +223,7 @@ fn enter(new_root: &str) -> Result<(), AgentError> {
     rustix::process::chdir("/").map_err(io_error("enter", "/"))
 }
 
-/// What every guest gets before its init: `/run` with the agent in it, a link to it, a machine id.
+/// What every guest gets before its init: `/run` with the agent in it, and a machine id.
 fn prepare_guest() -> Result<(), AgentError> {
     // The options systemd itself would mount it with; it keeps what it finds.
     mount_at(
@@ -237,7 +238,6 @@ fn prepare_guest() -> Result<(), AgentError> {
     fs::copy("/proc/self/exe", AGENT).map_err(io_error("copy the agent to", AGENT))?;
     fs::set_permissions(AGENT, fs::Permissions::from_mode(0o755))
         .map_err(io_error("make executable", AGENT))?;
-    survive(link_agent(Path::new(AGENT_LINK)));
     survive(ensure_machine_id(Path::new("/etc/machine-id")));
     Ok(())
 }
@@ -318,6 +318,8 @@ fn leave_supervisor(kind: GuestInit, initramfs: &OwnedFd) -> Result<Option<ExitC
         sys::Fork::Parent(_) => Ok(None),
         sys::Fork::Child => {
             keep_initramfs(initramfs)?;
+            // Here, where the image's init need not wait for the disk to be read.
+            survive(link_agent(Path::new(AGENT_LINK)));
             // systemd spares processes whose name starts with '@' in its killing spree at
             // shutdown, so the agent answers until the very end:
             // https://systemd.io/ROOT_STORAGE_DAEMONS/

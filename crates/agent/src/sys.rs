@@ -40,8 +40,8 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// Has `hook` run in the child between fork and exec. Its error fails the spawn with the same
-/// number.
+/// Has `hook` run in the child between fork and exec, which then hands on no descriptors but
+/// standard input, output and error. The hook's error fails the spawn with the same number.
 ///
 /// The hook must keep to plain system calls on memory that was made ready before: no allocation,
 /// no lock, no environment.
@@ -50,10 +50,25 @@ pub(crate) fn before_exec(
     hook: impl FnMut() -> rustix::io::Result<()> + Send + Sync + 'static,
 ) {
     let mut hook = hook;
+    let hook = move || {
+        // Whatever started the agent may have left descriptors open. Marking in place of closing
+        // keeps the one by which an error gets back. A kernel older than 5.11 has no such call;
+        // all that is our own is marked anyway.
+        // SAFETY: plain arguments, no memory involved.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
+        hook().map_err(Into::into)
+    };
     // SAFETY: the one caller, `exec::spawn`, passes a hook of raw system calls on data it owns;
     // turning the errno into an `io::Error` does not allocate.
     unsafe {
-        std::os::unix::process::CommandExt::pre_exec(command, move || hook().map_err(Into::into));
+        std::os::unix::process::CommandExt::pre_exec(command, hook);
     }
 }
 
