@@ -25,8 +25,6 @@ XTASK := cargo run -q --locked --release -p xtask --
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 RUN_TESTS := cargo $(if $(NEXTEST),nextest run,test) --locked
 
-# Where the daemon's build finds the agent that it carries.
-export SLICER_AGENT_DIR := $(AGENT_TARGET)/$(TRIPLE)/agent
 # Where the whole-system tests find the programs under test.
 export SLICER_BIN_DIR := $(CURDIR)/target/release
 

@@ -8,8 +8,6 @@ use std::process::Command;
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    println!("cargo::rerun-if-env-changed=SLICER_AGENT_DIR");
-    let dir = env::var_os("SLICER_AGENT_DIR").map(PathBuf::from);
     let mut table = String::from(
         "/// The agents built into this daemon, by Go's name of the architecture.\npub(crate) const BUILT_IN: &[(&str, &[u8])] = &[\n",
     );
@@ -17,15 +15,14 @@ fn main() {
         ("amd64", "x86_64-unknown-linux-gnu"),
         ("arm64", "aarch64-unknown-linux-musl"),
     ] {
-        let file = match &dir {
-            Some(dir) => dir.join(format!("slicer-agent-{arch}")),
-            None => root
-                .join("target/agent")
-                .join(target)
-                .join("agent/slicer-agent"),
-        };
+        // Where `make agent` puts it.
+        let file = root
+            .join("target/agent")
+            .join(target)
+            .join("agent/slicer-agent");
         println!("cargo::rerun-if-changed={}", file.display());
         if let Ok(file) = file.canonicalize() {
+            let file = file.display().to_string();
             let line = writeln!(table, "    ({arch:?}, include_bytes!({file:?})),");
             line.expect("writing to a string");
         }
