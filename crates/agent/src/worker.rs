@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use tokio::task::spawn_blocking;
 
 /// How long the agent of a process waits for what it started, once its host is gone. Longer than
 /// an abandoned command is given.
@@ -31,7 +32,6 @@ fn runtime() -> Result<Runtime, AgentError> {
 pub(crate) fn run(init: GuestInit) -> ExitCode {
     let result = runtime().and_then(|runtime| {
         let agent = Agent::new(Scope::Guest(init));
-        load_late_modules(&agent);
         runtime.block_on(serve_guest(&agent, init))
     });
     match result {
@@ -43,36 +43,52 @@ pub(crate) fn run(init: GuestInit) -> ExitCode {
     }
 }
 
-/// Loads the modules nobody had to wait for, in a thread of its own since each can take long. The
-/// initramfs they are in is our standard input, see `init`.
-fn load_late_modules(agent: &Arc<Agent>) {
-    let done = agent.modules_loaded.clone();
-    let work = move || {
-        let stdin = std::io::stdin();
-        let initramfs = stdin.as_fd();
-        match ModuleList::read(initramfs) {
-            Ok(list) => {
-                for name in &list.late {
-                    if let Err(e) = modules::load(initramfs, name) {
-                        log::warn(&e.to_string());
-                    }
-                }
-                modules::discard_all(initramfs, &list);
-            }
-            Err(e) => log::warn(&e.to_string()),
+/// The late modules that boot waits for: an identity needs the network card, and systemd would
+/// look for autofs4 itself, which takes longer.
+const WANTED_SOON: [&str; 2] = ["virtio_net", "autofs4"];
+
+/// Loads the late modules up to the last that boot waits for, and the others once the guest is
+/// ready: until then they would only take the processor from what users wait for. The initramfs
+/// they are in is our standard input, see `init`.
+async fn load_late_modules(agent: Arc<Agent>) {
+    let read = || ModuleList::read(std::io::stdin().as_fd());
+    let list = match spawn_blocking(read).await {
+        Ok(Ok(list)) => list,
+        Ok(Err(e)) => {
+            log::warn(&e.to_string());
+            ModuleList::default()
         }
-        done.send_replace(true);
+        Err(_) => ModuleList::default(),
     };
-    if let Err(e) = std::thread::Builder::new()
-        .name("modules".to_owned())
-        .spawn(work)
-    {
-        log::warn(&format!("cannot start a thread to load modules: {e}"));
-        agent.modules_loaded.send_replace(true);
+    let wanted = |name: &String| WANTED_SOON.contains(&name.as_str());
+    let soon = list
+        .late
+        .iter()
+        .rposition(wanted)
+        .map_or(0, |last| last + 1);
+    let (soon, later) = (list.late[..soon].to_vec(), list.late[soon..].to_vec());
+    // A panic in there would have ended the worker.
+    let _ = spawn_blocking(move || load_modules(&soon)).await;
+    agent.modules_loaded.send_replace(true);
+    agent.readiness.ready().await;
+    let _ = spawn_blocking(move || {
+        load_modules(&later);
+        modules::discard_all(std::io::stdin().as_fd(), &list);
+    })
+    .await;
+}
+
+fn load_modules(names: &[String]) {
+    let stdin = std::io::stdin();
+    for name in names {
+        if let Err(e) = modules::load(stdin.as_fd(), name) {
+            log::warn(&e.to_string());
+        }
     }
 }
 
 async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentError> {
+    agent.tasks.spawn(load_late_modules(Arc::clone(agent)));
     let watcher = Arc::clone(agent);
     agent.tasks.spawn(async move {
         if init == GuestInit::Systemd {
