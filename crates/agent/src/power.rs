@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How long processes get between SIGTERM and SIGKILL when the agent is the only init there is.
 const TERM_GRACE: Duration = Duration::from_secs(3);
+/// How long an answer may take through the channel.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// Powers off without asking anybody. What is buffered in file systems is lost unless synced
 /// before.
@@ -58,6 +60,9 @@ pub(crate) async fn shutdown(init: GuestInit, action: ShutdownAction) {
 
 /// Ends all processes, makes the root file system clean and powers off.
 async fn off_alone() {
+    // Where an init would take its time, the answer to whoever asked has to get out first; it is
+    // on its way through the channel, which has no other means to say when it is.
+    tokio::time::sleep(ANSWER_TIME).await;
     // kill(2) takes -1, which is the "process group of init" here, for every process but PID 1
     // and the caller.
     let everyone = |signal| kill_process_group(Pid::INIT, signal);

@@ -152,7 +152,11 @@ pub(crate) fn delete_default_route(socket: BorrowedFd<'_>, gateway: Ipv4Addr) ->
     route_ioctl(socket, libc::SIOCDELRT, gateway)
 }
 
-fn route_ioctl(socket: BorrowedFd<'_>, request: u64, gateway: Ipv4Addr) -> io::Result<()> {
+fn route_ioctl(
+    socket: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    gateway: Ipv4Addr,
+) -> io::Result<()> {
     // SAFETY: rtentry is plain data (integers and pointers) for which all zeroes is valid; a null
     // rt_dev means any interface.
     let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
@@ -166,7 +170,7 @@ fn route_ioctl(socket: BorrowedFd<'_>, request: u64, gateway: Ipv4Addr) -> io::R
 
 fn interface_ioctl(
     socket: BorrowedFd<'_>,
-    request: u64,
+    request: libc::c_ulong,
     interface: &mut libc::ifreq,
 ) -> io::Result<()> {
     // SAFETY: the request reads and writes one ifreq, which outlives the call.
