@@ -18,6 +18,8 @@ const MAX_ANSWER: usize = 1 << 20;
 /// A running guest's agent takes a stream at once.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(1);
 const ASK_TIME: Duration = Duration::from_secs(10);
+/// An identity waits for the driver of the network card.
+const IDENTIFY_TIME: Duration = Duration::from_secs(90);
 
 /// Why the agent could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +129,7 @@ async fn within<T>(
 /// Tells the agent who it is.
 pub(crate) async fn identify(machine: &dyn Machine, identity: &Identity) -> Result<(), GuestError> {
     let body = serde_json::to_vec(identity).unwrap_or_default();
-    within(ASK_TIME, ask(machine, Method::POST, "/identity", body))
+    within(IDENTIFY_TIME, ask(machine, Method::POST, "/identity", body))
         .await
         .map(drop)
 }
