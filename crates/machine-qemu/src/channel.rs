@@ -5,7 +5,7 @@ use slicer_machine::MachineError;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// Opens streams to the agent.
 pub(crate) struct Channel {
@@ -94,7 +94,13 @@ impl Keeper {
             // A port that is opened anew ends the session before it.
             greet = tokio::select! {
                 end = session(&pipe, &mux) => {
-                    warn!("{vm}: the channel ended: {end}");
+                    match end {
+                        // The VM went, or its agent did: seen, and told, elsewhere.
+                        ChannelError::Closed | ChannelError::Io(_) => {
+                            debug!("{vm}: the channel ended: {end}");
+                        }
+                        _ => warn!("{vm}: the channel ended: {end}"),
+                    }
                     mux.send_replace(None);
                     opened.recv().await.is_some()
                 }
