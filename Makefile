@@ -33,7 +33,7 @@ help: ## List what make can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
-demo: deps build image ## Show a sandbox end to end: build, boot, use, delete
+demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
@@ -90,7 +90,7 @@ system: build image ## Run the tests that boot VMs with the programs users get
 	$(RUN_TESTS) --release -p slicer-testkit
 
 .PHONY: bench
-bench: build image ## Measure launch, exec and transfer
+bench: build image ## Measure launch, exec and the idle daemon
 	$(XTASK) bench
 
 .PHONY: clean

@@ -1,9 +1,15 @@
 //! What make calls.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod daemon;
+mod demo;
 mod image;
+mod text;
 
+use anyhow::{Context, Result};
 use clap::Parser;
+use std::path::{Path, PathBuf};
 
 /// Build and measurement tasks of the project.
 #[derive(Parser)]
@@ -11,10 +17,28 @@ use clap::Parser;
 enum Task {
     /// Build the default guest image and its kernel.
     Image(image::Args),
+    /// Build everything, then boot a sandbox, use it and delete it.
+    Demo,
+    /// Measure launch, exec and the idle daemon against what the machine allows.
+    Bench(bench::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Task::parse() {
         Task::Image(args) => image::run(&args),
+        Task::Demo => demo::run(),
+        Task::Bench(args) => bench::run(&args),
     }
+}
+
+/// The root of the workspace.
+fn workspace() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask is not in a workspace")
+}
+
+/// Where `make build` puts the programs: the daemon finds the default image relative to itself.
+fn programs() -> Result<PathBuf> {
+    Ok(workspace()?.join("target/release"))
 }

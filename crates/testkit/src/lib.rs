@@ -1,1 +1,38 @@
-//! testkit
+//! Runs the programs users get, with real VMs, for tests; and a hypervisor without VMs, whose
+//! guests are the real agent as a process of the host.
+//!
+//! Everything here panics on failure: a helper that can't do its work fails the test.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a failed helper fails the test and says why"
+)]
+
+mod cli;
+mod daemon;
+mod fake;
+mod layout;
+mod process;
+mod raw;
+mod setup;
+mod spawn;
+mod template;
+mod wait;
+
+pub use cli::CliOutput;
+pub use daemon::{Exited, TestDaemon, bin_dir, run_daemon};
+pub use fake::{FakeGuest, FakeHypervisor};
+pub use layout::{image_layout, kernel_layout};
+pub use process::{alive, children_of, processes_of, send_signal};
+pub use raw::{Answer, RawClient};
+pub use rustix::process::Signal;
+pub use setup::{Group, SBOX, SLICER, Setup};
+pub use wait::{soon, wait_until};
+
+use std::time::Duration;
+
+/// Longer than a guest boots under software emulation on a busy host.
+pub const BOOT: Duration = Duration::from_mins(3);
+/// Longer than anything else here takes.
+pub const LIMIT: Duration = Duration::from_mins(1);

@@ -36,6 +36,16 @@ pub(crate) struct Args {
     force: bool,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            arch: Arch::host(),
+            out: None,
+            force: false,
+        }
+    }
+}
+
 /// A guest's architecture, by Debian's name.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Arch {
@@ -74,9 +84,7 @@ struct Build {
 
 /// Builds what is missing or out of date.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask is not in a workspace")?;
+    let workspace = crate::workspace()?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => workspace.join("target/guest").join(args.arch.to_string()),

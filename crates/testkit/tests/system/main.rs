@@ -1,0 +1,73 @@
+//! The programs users get, with real VMs.
+//!
+//! `tour` holds one daemon, set up as the README says, with one sandbox; tests that only need a VM
+//! share it and leave it as it was. Tests that stop daemons or fill disks have their own.
+#![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
+
+mod crash;
+mod exec;
+mod guest;
+mod lifecycle;
+mod limits;
+mod listen;
+mod many;
+mod power;
+mod tour;
+
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+use std::sync::Arc;
+use tour::Tour;
+
+/// More VMs than this at once are slower than fewer, under software emulation.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads.get_or_insert(THREADS);
+    let tour = Arc::new(Tour::default());
+    // First what has the longest to wait, last what disturbs.
+    let trials = [
+        tour::trials(&tour),
+        exec::trials(&tour),
+        guest::trials(&tour),
+        limits::trials(&tour),
+        lifecycle::trials(),
+        crash::trials(),
+        listen::trials(),
+        power::trials(),
+        many::trials(),
+    ];
+    let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());
+    drop(tour);
+    conclusion.exit_code()
+}
+
+/// A test that needs nothing.
+fn trial<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(test());
+        Ok(())
+    })
+}
+
+/// A test on the shared daemon.
+fn on_tour(tour: &Arc<Tour>, name: &str, test: impl AsyncFnOnce(&Tour) + Send + 'static) -> Trial {
+    let tour = tour.clone();
+    trial(name, move || async move { test(&tour).await })
+}
+
+/// The tests of a module by their functions' names.
+macro_rules! tests {
+    ($module:literal: $($test:ident),+ $(,)?) => {
+        vec![$(crate::trial(concat!($module, "::", stringify!($test)), $test)),+]
+    };
+    ($module:literal, $tour:expr; $($test:ident),+ $(,)?) => {
+        vec![$(crate::on_tour($tour, concat!($module, "::", stringify!($test)), $test)),+]
+    };
+}
+use tests;

@@ -1,0 +1,258 @@
+//! What a launch costs without slicer: QEMU started by hand, its agent greeted by hand.
+//!
+//! The command line is written out here rather than taken from the backend, so that what the
+//! backend adds shows in the ratio.
+
+use super::{DISK_SIZE, GROUP, RAM_MB, VCPUS};
+use anyhow::{Context, Result, bail, ensure};
+use command_fds::{CommandFdExt, FdMapping};
+use slicer_api::{Identity, NetworkIdentity};
+use slicer_channel::{Mux, connect, wire};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+/// Longest wait for a guest.
+const BOOT_TIME: Duration = Duration::from_mins(5);
+/// What the initramfs prints when all it is asked for is to show that it runs.
+const PROBE_OK: &str = "slicer-probe-ok";
+/// Quiet as the daemon's own VMs: each byte on an emulated console costs.
+const CMDLINE: &str = "quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on";
+/// The descriptor of the guest channel in QEMU.
+const AGENT_FD: i32 = 4;
+const MAC: &str = "02:00:00:00:00:09";
+
+/// The boot files that a daemon has prepared in its directory, and how it runs guests.
+pub(crate) struct Floor {
+    dir: PathBuf,
+    /// `kvm` or `tcg`.
+    pub(crate) accelerator: String,
+}
+
+/// The times of one boot by hand, seconds from the start of QEMU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Boot {
+    /// Until the agent's first byte.
+    pub(crate) first_byte: f64,
+    /// Until the agent says that the guest is ready.
+    pub(crate) ready: f64,
+}
+
+impl Floor {
+    /// Takes what the daemon that works in `dir` has prepared; it has launched a VM before.
+    pub(crate) fn of(dir: &Path) -> Result<Self> {
+        let file = dir.join(".slicer/accelerator.json");
+        let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let verdict: serde_json::Value = serde_json::from_slice(&text)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        let accelerator = verdict["accelerator"].as_str();
+        Ok(Self {
+            dir: dir.to_owned(),
+            accelerator: accelerator
+                .context("the daemon chose no accelerator")?
+                .to_owned(),
+        })
+    }
+
+    /// QEMU's program and the part of its command line that every boot here has.
+    fn machine(&self, append: &str) -> Command {
+        let kvm = self.accelerator == "kvm";
+        let (program, machine, console) = if cfg!(target_arch = "aarch64") {
+            let machine = if kvm {
+                "-machine virt,gic-version=host -accel kvm -cpu host"
+            } else {
+                "-machine virt -accel tcg,thread=multi -cpu cortex-a72"
+            };
+            ("qemu-system-aarch64", machine, "ttyAMA0")
+        } else {
+            let machine = if kvm {
+                "-machine q35 -bios qboot.rom -accel kvm -cpu host"
+            } else {
+                "-machine q35 -bios qboot.rom -accel tcg,thread=multi -cpu max"
+            };
+            ("qemu-system-x86_64", machine, "ttyS0")
+        };
+        let kernel = self.dir.join("kernel").join(GROUP);
+        let mut std = std::process::Command::new(program);
+        std.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .arg("-sandbox")
+        .arg("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+        .args(machine.split(' '))
+        .args(["-smp", &VCPUS.to_string(), "-m", &format!("{RAM_MB}M")])
+        .arg("-kernel")
+        .arg(kernel.join("Image"))
+        .arg("-initrd")
+        .arg(kernel.join("initramfs.cpio"))
+        .args(["-append", &format!("console={console} {append}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+        let mut command = Command::from(std);
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// Seconds until kernel and initramfs run a program, with no device but the console.
+    pub(crate) async fn bare(&self) -> Result<f64> {
+        let mut command = self.machine(&format!("{CMDLINE} slicer.probe"));
+        command
+            .args(["-chardev", "stdio,id=console", "-serial", "chardev:console"])
+            .stdout(Stdio::piped());
+        let start = Instant::now();
+        let mut child = command.spawn().context("cannot start QEMU")?;
+        let stdout = child.stdout.take().context("QEMU has no stdout")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let seen = async {
+            while let Some(line) = lines.next_line().await? {
+                if line.contains(PROBE_OK) {
+                    return Ok(start.elapsed().as_secs_f64());
+                }
+            }
+            bail!("the guest ended without {PROBE_OK:?} on its console")
+        };
+        let seen = tokio::time::timeout(BOOT_TIME, seen).await;
+        let seconds = seen.context("the bare kernel does not boot")??;
+        end(child).await?;
+        Ok(seconds)
+    }
+
+    /// Boots a guest as the daemon would, and waits until it is ready. Its disk is made before the
+    /// clock starts.
+    pub(crate) async fn boot(&self) -> Result<Boot> {
+        let overlay = self.dir.join("floor.img");
+        self.clone_disk(&overlay).await?;
+        let (near, far) = StdUnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        let mut command = self.full(&overlay);
+        command.as_std_mut().fd_mappings(vec![FdMapping {
+            parent_fd: OwnedFd::from(far),
+            child_fd: AGENT_FD,
+        }])?;
+        let start = Instant::now();
+        let child = command.spawn().context("cannot start QEMU")?;
+        // Its copy of the guest's end goes with it, so that the pipe ends with QEMU.
+        drop(command);
+        let greeted = tokio::time::timeout(BOOT_TIME, greet(near, start)).await;
+        let boot = greeted.context("the guest does not get ready")??;
+        end(child).await?;
+        fs::remove_file(&overlay)?;
+        Ok(boot)
+    }
+
+    async fn clone_disk(&self, overlay: &Path) -> Result<()> {
+        let output = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .arg(self.dir.join(format!("{GROUP}-base.img")))
+            .arg(overlay)
+            .arg(DISK_SIZE)
+            .output()
+            .await
+            .context("cannot run qemu-img")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "qemu-img: {}", said.trim());
+        Ok(())
+    }
+
+    fn full(&self, overlay: &Path) -> Command {
+        let mut command = self.machine(CMDLINE);
+        let (root, modules) = (
+            overlay.display(),
+            self.dir.join("kernel").join(GROUP).join("modules.ext4"),
+        );
+        let console = self.dir.join("floor.txt");
+        command
+            .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
+            .args(["-device", "virtserialport,chardev=agent,name=slicer.agent"])
+            .args(["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")])
+            .arg("-chardev")
+            .arg(format!("file,id=console,path={}", console.display()))
+            .args(["-serial", "chardev:console"])
+            .arg("-blockdev")
+            .arg(format!(
+                "driver=qcow2,node-name=root,discard=unmap,cache.no-flush=on,file.driver=file,\
+                 file.filename={root},file.discard=unmap,file.cache.no-flush=on"
+            ))
+            .args(["-device", "virtio-blk-pci,drive=root,serial=root"])
+            .arg("-blockdev")
+            .arg(format!(
+                "driver=raw,node-name=modules,read-only=on,file.driver=file,file.filename={}",
+                modules.display()
+            ))
+            .args(["-device", "virtio-blk-pci,drive=modules,serial=modules"])
+            .arg("-netdev")
+            .arg("user,id=net,ipv6=off,net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.254")
+            .args(["-device", &format!("virtio-net-pci,netdev=net,mac={MAC}")]);
+        command
+    }
+}
+
+async fn end(mut child: Child) -> Result<()> {
+    child.kill().await.context("cannot end QEMU")
+}
+
+/// Says hello to the agent, tells it who it is, and waits until it is ready.
+async fn greet(near: StdUnixStream, start: Instant) -> Result<Boot> {
+    // QEMU leaves what the guest has no port for yet in the socket.
+    let (mux, driver) = connect(UnixStream::from_std(near)?, wire::HELLO).await?;
+    let first_byte = start.elapsed().as_secs_f64();
+    let talk = async {
+        let identity = serde_json::to_string(&identity())?;
+        ask(&mux, "POST", "/identity", &identity).await?;
+        ask(&mux, "GET", "/health?wait=ready", "").await?;
+        Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64())
+    };
+    let ready = tokio::select! {
+        ready = talk => ready,
+        ended = driver => bail!("the guest channel ended: {ended}"),
+    }?;
+    Ok(Boot { first_byte, ready })
+}
+
+fn identity() -> Identity {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    Identity {
+        hostname: "floor-1".to_owned(),
+        clock_unix_nanos: u64::try_from(now.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX),
+        network: Some(NetworkIdentity {
+            mac: MAC.to_owned(),
+            address: [192, 168, 64, 9].into(),
+            prefix: 24,
+            gateway: [192, 168, 64, 1].into(),
+            dns: vec![[192, 168, 64, 254].into()],
+        }),
+        ssh_keys: Vec::new(),
+    }
+}
+
+/// One HTTP request on a stream of its own, by hand.
+async fn ask(mux: &Mux, method: &str, path: &str, body: &str) -> Result<()> {
+    let mut stream = mux.open().await?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    stream.take(1 << 16).read_to_end(&mut answer).await?;
+    let status = answer.get(9..12).unwrap_or_default();
+    ensure!(
+        answer.starts_with(b"HTTP/1.1 2"),
+        "{method} {path} was answered with {:?}",
+        String::from_utf8_lossy(status)
+    );
+    Ok(())
+}
