@@ -32,10 +32,6 @@ fn template() -> &'static Path {
 fn prepare(dir: &Path) {
     let setup = Setup::of([Group { count: 0, ..SLICER }, SBOX]);
     let daemon = TestDaemon::start_in(dir.to_owned(), &setup);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
     // A launch waits for the image and, the first, for the trial of KVM.
     let launch = async |group: &str| {
         let client = daemon.client();
@@ -44,9 +40,13 @@ fn prepare(dir: &Path) {
         let vm = vm.unwrap().hostname;
         client.delete_node(group, &vm).await.unwrap();
     };
-    // From a thread of its own, because the caller may be within a runtime.
+    // From a thread of its own, runtime included, because the caller may be within a runtime.
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async { tokio::join!(launch("slicer"), launch("sbox")) });
         });
         work.join().unwrap();
