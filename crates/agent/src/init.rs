@@ -171,7 +171,7 @@ fn boot() -> Result<ExitCode, AgentError> {
         survive(units::install(Path::new("/run/systemd")));
     }
     let Some(program) = program else {
-        log::info("the image has no init, the agent stays PID 1");
+        log::notice("the image has no init, the agent stays PID 1");
         survive(prepare_without_init());
         survive(keep_initramfs(&initramfs));
         survive(link_agent(Path::new(AGENT_LINK)));
@@ -181,7 +181,7 @@ fn boot() -> Result<ExitCode, AgentError> {
         return Ok(code);
     }
     drop(initramfs);
-    log::info(&format!("handing over to {}", program.display()));
+    log::notice(&format!("handing over to {}", program.display()));
     let error = Command::new(program).exec();
     Err(io_error("execute", program)(error))
 }

@@ -21,6 +21,11 @@ pub(crate) fn info(text: &str) {
     write(6, text);
 }
 
+/// A step of the boot, which the console shows, too.
+pub(crate) fn notice(text: &str) {
+    write(5, text);
+}
+
 /// Something that failed and was survived.
 pub(crate) fn warn(text: &str) {
     write(4, text);

@@ -33,6 +33,12 @@ Type=oneshot
 ExecStart=/bin/true
 ";
 
+/// Keeps systemd from unmounting the modules at shutdown, before udevd, which has them open, is
+/// gone: it would fail, and say so in red. They go with the last mounts.
+const MODULES_MOUNT: &str = "[Unit]
+DefaultDependencies=no
+";
+
 /// Units no VM of ours has a use for, in any image: there is no terminal to log in at (the console
 /// is a log file on the host, and without udev a getty on it blocks for 90 s), and no first-boot
 /// questions to answer on it.
@@ -60,14 +66,15 @@ pub(crate) fn install(dir: &Path) -> Result<(), AgentError> {
     let system = dir.join("system");
     let generators = dir.join("system-generators");
     let wants = system.join("sysinit.target.wants");
-    for dir in [&wants, &generators] {
+    let modules_mount = system.join("usr-lib-modules.mount.d");
+    for dir in [&wants, &generators, &modules_mount] {
         fs::create_dir_all(dir).map_err(io_error("make directory", dir))?;
     }
-    for (name, text) in [
-        ("slicer-ready.socket", READY_SOCKET),
-        ("slicer-ready.service", READY_SERVICE),
+    for (path, text) in [
+        (system.join("slicer-ready.socket"), READY_SOCKET),
+        (system.join("slicer-ready.service"), READY_SERVICE),
+        (modules_mount.join("slicer.conf"), MODULES_MOUNT),
     ] {
-        let path = system.join(name);
         fs::write(&path, text).map_err(io_error("write", path))?;
     }
     let link = |target: &str, path: &Path| {

@@ -96,6 +96,8 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
             watcher.assert_hostname().await;
         }
         watcher.readiness.set_sane();
+        watcher.readiness.ready().await;
+        log::notice("the guest is ready");
     });
     let path = find_port().await;
     let port = Arc::new(port::open(&path)?);

@@ -1,12 +1,13 @@
 //! What `GET /metrics` shows, in Prometheus' text form.
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -21,12 +22,14 @@ struct RequestLabels {
     code: u16,
 }
 
-/// Whether a VM was made through the API.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the label's values are these words")]
-pub(crate) enum ViaApi {
-    r#true,
-    r#false,
+/// Whether a VM was made through the API, as the label says it.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+struct ViaApi(bool);
+
+impl EncodeLabelValue for ViaApi {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> std::fmt::Result {
+        encoder.write_str(if self.0 { "true" } else { "false" })
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -108,10 +111,9 @@ impl Metrics {
     pub(crate) fn text(&self, vms: impl Iterator<Item = (String, bool, &'static str)>) -> String {
         self.running.clear();
         for (host_group, api, state) in vms {
-            let api = if api { ViaApi::r#true } else { ViaApi::r#false };
             let labels = RunningLabels {
                 host_group,
-                api,
+                api: ViaApi(api),
                 state: state.to_owned(),
             };
             self.running.get_or_create(&labels).inc();

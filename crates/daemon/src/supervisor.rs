@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -147,7 +148,12 @@ impl Supervisor {
                 let mut record = match known.remove(&name) {
                     Some(record) => record,
                     None => {
-                        let ip = self.free_address(&group.config, None, &known);
+                        let vms = self.shared.vms();
+                        let ip = Self::free_address(&group.config, None, |ip| {
+                            vms.values().any(|h| h.record.ip == ip)
+                                || known.values().any(|r| r.ip == ip)
+                        });
+                        drop(vms);
                         let ip = ip.map_err(|e| DaemonError::Unsupported(e.message))?;
                         let arch = self.shared.arch.go_name();
                         let request = CreateNode {
@@ -251,15 +257,10 @@ impl Supervisor {
 
     /// The first address of the group's pool that no VM has, or the one asked for.
     fn free_address(
-        &self,
         group: &HostGroupConfig,
         wanted: Option<Ipv4Addr>,
-        more: &BTreeMap<String, VmRecord>,
+        taken: impl Fn(Ipv4Addr) -> bool,
     ) -> Result<Ipv4Addr, ApiError> {
-        let vms = self.shared.vms();
-        let taken = |ip: Ipv4Addr| {
-            vms.values().any(|h| h.record.ip == ip) || more.values().any(|r| r.ip == ip)
-        };
         match wanted {
             Some(ip) if !group.network.pool().any(|a| a == ip) => Err(ApiError::bad_request(
                 format!("address {ip} is not one of host group {}", group.name),
@@ -299,20 +300,16 @@ impl Supervisor {
             }
         };
         let arch = self.shared.arch.go_name();
-        // The name is taken in memory first, under the lock; nobody else can get it while the
-        // record is made durable, and the launch begins only after that.
+        // Name and address are taken in memory first, under the lock; nobody else can get them
+        // while the record is made durable, and the launch begins only after that.
         let (record, handle, actor) = {
-            let ip = self.free_address(&group.config, wanted, &BTreeMap::new())?;
             let mut vms = self.shared.vms();
-            if vms.values().any(|h| h.record.ip == ip) {
-                return Err(ApiError::conflict(format!(
-                    "address {ip} was just taken; try again"
-                )));
-            }
-            if let Some(name) = request.tags.iter().find_map(|t| t.strip_prefix("name=")) {
-                let same =
-                    |h: &VmHandle| h.record.tags.iter().any(|t| *t == format!("name={name}"));
-                if vms.contains_key(name) || vms.values().any(same) {
+            let ip = Self::free_address(&group.config, wanted, |ip| {
+                vms.values().any(|h| h.record.ip == ip)
+            })?;
+            if let Some(tag) = request.tags.iter().find(|t| t.starts_with("name=")) {
+                let name = &tag["name=".len()..];
+                if vms.contains_key(name) || vms.values().any(|h| h.record.tags.contains(tag)) {
                     return Err(ApiError::conflict(format!(
                         "a VM named {name:?} exists already"
                     )));
@@ -336,14 +333,26 @@ impl Supervisor {
             vms.insert(name, handle.clone());
             (record, handle, actor)
         };
-        let (work, saved) = (self.shared.work.clone(), record.clone());
-        let saved = tokio::task::spawn_blocking(move || saved.save(&work)).await;
-        let saved = saved.unwrap_or(Err(DaemonError::Internal("writing a record")));
-        if let Err(e) = saved {
-            self.shared.forget(&record.hostname);
-            return Err(internal(e));
-        }
-        self.tasks.spawn(actor);
+        // In a task of its own: a client that leaves now must not leave half a VM.
+        let (tx, rx) = oneshot::channel();
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            let (work, saved) = (shared.work.clone(), record.clone());
+            let saved = tokio::task::spawn_blocking(move || saved.save(&work)).await;
+            let saved = saved.unwrap_or(Err(DaemonError::Internal("writing a record")));
+            let durable = saved.is_ok();
+            if !durable {
+                shared.forget(&record.hostname);
+            }
+            let _ = tx.send(saved);
+            if durable {
+                actor.await;
+            }
+        });
+        let saved = rx
+            .await
+            .unwrap_or(Err(DaemonError::Internal("writing a record")));
+        saved.map_err(internal)?;
         Ok(handle)
     }
 

@@ -20,6 +20,8 @@ use tracing::{info, warn};
 
 /// How long a guest may take to power off when asked.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
+/// How long that is when somebody waits to start it again.
+const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 /// How long a guest may take from its launch until it is ready, whoever waits for it.
 const BOOT_TIME: Duration = Duration::from_mins(10);
 /// How often the agent is greeted anew when it breaks off while it is being told who it is.
@@ -105,7 +107,8 @@ impl VmHandle {
         self.call(|reply| Command::Shutdown(action, reply)).await
     }
 
-    /// Starts a stopped VM again; answers once its machine runs.
+    /// Starts a stopped VM again, or one that is being stopped as soon as it is; answers once its
+    /// machine runs.
     pub(crate) async fn relaunch(&self) -> Result<(), ApiError> {
         self.call(Command::Relaunch).await?;
         self.launched().await
@@ -183,6 +186,7 @@ pub(crate) fn actor(
         network,
         view: view_tx,
         retiring: None,
+        relaunching: Vec::new(),
         gate: DiskGate::default(),
     };
     (handle, vm.run(commands))
@@ -198,6 +202,8 @@ struct Vm {
     view: watch::Sender<View>,
     /// Who waits for the VM to be off because the daemon stops.
     retiring: Option<Reply>,
+    /// Who waits for the VM to be off because it shall be started again.
+    relaunching: Vec<Reply>,
     gate: DiskGate,
 }
 
@@ -205,8 +211,8 @@ struct Vm {
 enum Progress {
     Launched(Result<(DiskUsed, Arc<dyn Machine>), DaemonError>),
     Ready(Result<(), String>),
-    /// A shutdown that was asked for took too long.
-    Overdue,
+    /// A shutdown that was asked for took longer than this.
+    Overdue(Duration),
 }
 
 type DiskUsed = crate::record::DiskKind;
@@ -236,9 +242,16 @@ impl Vm {
                     }
                 }
                 reason = stopped => {
-                    tasks.abort_all();
+                    tasks.shutdown().await;
                     if self.stopped(reason).await {
                         break;
+                    }
+                    if !self.relaunching.is_empty() {
+                        self.set(Phase::Launching);
+                        self.launch(&mut tasks);
+                        for reply in self.relaunching.drain(..) {
+                            let _ = reply.send(Ok(()));
+                        }
                     }
                 }
             }
@@ -296,17 +309,18 @@ impl Vm {
                 let _ = reply.send(done);
             }
             Command::Shutdown(action, reply) => {
-                let done = match self.phase() {
+                let (done, end) = match self.phase() {
                     Phase::Stopped(_) | Phase::Gone(_) => {
-                        Err(ApiError::conflict(format!("VM {name} is not running")))
+                        let text = format!("VM {name} is not running");
+                        (Err(ApiError::conflict(text)), false)
                     }
-                    Phase::Stopping => Ok(()),
+                    Phase::Stopping => (Ok(()), false),
                     Phase::Launching | Phase::Running | Phase::Paused => {
-                        self.ask_to_stop(action, tasks).await;
-                        Ok(())
+                        (Ok(()), self.ask_to_stop(action, tasks).await)
                     }
                 };
                 let _ = reply.send(done);
+                return end;
             }
             Command::Relaunch(reply) => {
                 let done = match self.phase() {
@@ -314,6 +328,14 @@ impl Vm {
                         self.set(Phase::Launching);
                         self.launch(tasks);
                         Ok(())
+                    }
+                    Phase::Stopping if self.retiring.is_none() => {
+                        self.relaunching.push(reply);
+                        tasks.spawn(async {
+                            tokio::time::sleep(RELAUNCH_TIME).await;
+                            Progress::Overdue(RELAUNCH_TIME)
+                        });
+                        return false;
                     }
                     _ => Err(ApiError::conflict(format!("VM {name} is already running"))),
                 };
@@ -344,12 +366,10 @@ impl Vm {
                     // A paused guest can't hear the question.
                     let _ = self.freeze(false).await;
                 }
-                if self.phase() != Phase::Stopping {
-                    self.ask_to_stop(ShutdownAction::Shutdown, tasks).await;
-                }
                 self.retiring = Some(reply);
                 // Its end shows in `stopped`; an overdue one is switched off.
-                false
+                self.phase() != Phase::Stopping
+                    && self.ask_to_stop(ShutdownAction::Shutdown, tasks).await
             }
             _ => {
                 tasks.shutdown().await;
@@ -400,13 +420,13 @@ impl Vm {
     }
 
     /// Starts the shutdown of a machine that runs: through the agent where there is one that
-    /// answers, else by the power button. Either is bounded by [`SHUTDOWN_TIME`].
-    async fn ask_to_stop(&mut self, action: ShutdownAction, tasks: &mut JoinSet<Progress>) {
+    /// answers, else by the power button. Either is bounded by [`SHUTDOWN_TIME`]. True when that
+    /// was the end of the VM already.
+    async fn ask_to_stop(&mut self, action: ShutdownAction, tasks: &mut JoinSet<Progress>) -> bool {
         let Some(machine) = self.machine() else {
             // Still being launched: nothing in it could be lost.
             tasks.shutdown().await;
-            self.stopped(StopReason::Killed).await;
-            return;
+            return self.stopped(StopReason::Killed).await;
         };
         let name = self.record.hostname.clone();
         if self.phase() == Phase::Paused {
@@ -421,8 +441,9 @@ impl Vm {
                 }
             }
             tokio::time::sleep(SHUTDOWN_TIME).await;
-            Progress::Overdue
+            Progress::Overdue(SHUTDOWN_TIME)
         });
+        false
     }
 
     /// Handles what a task tells; true when the actor is done.
@@ -455,8 +476,8 @@ impl Vm {
                     return self.failed(&DaemonError::Internal("launching a VM")).await;
                 }
             }
-            Progress::Overdue => {
-                warn!("{name}: not off after {SHUTDOWN_TIME:?}, switching it off");
+            Progress::Overdue(time) => {
+                warn!("{name}: not off after {time:?}, switching it off");
                 if let Some(machine) = self.machine()
                     && let Err(e) = machine.kill().await
                 {
@@ -478,7 +499,9 @@ impl Vm {
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
             _ => ApiError::internal(text),
         };
-        if self.record.is_kept() && self.record.configured {
+        // One that ran before has a disk somebody wrote to.
+        let precious = self.record.configured || self.record.disk.is_some();
+        if self.record.is_kept() && precious {
             self.set(Phase::Stopped(Some(e.to_string())));
             if let Some(reply) = self.retiring.take() {
                 let _ = reply.send(Ok(()));
@@ -703,9 +726,9 @@ async fn launch(
     Ok((disk, Arc::from(machine)))
 }
 
-/// Quiet, because every byte on an emulated console costs; no self-tests of ciphers; a panic ends
-/// the VM, which its daemon sees.
-const KERNEL_ARGS: &str = " quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on";
+/// Nothing below notices, because every byte on an emulated console costs; no self-tests of
+/// ciphers; a panic ends the VM, which its daemon sees.
+const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
 
 /// The address of the user-mode network's own resolver: the last of the network that is free.
 fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {

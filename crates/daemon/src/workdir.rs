@@ -14,9 +14,9 @@
 
 use crate::DaemonError;
 use rustix::fs::{FlockOperation, flock};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The working directory, locked for as long as this lives.
@@ -47,6 +47,9 @@ impl WorkDir {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
         }
+        // One that somebody else made may be open to others.
+        fs::set_permissions(&state, Permissions::from_mode(0o700))
+            .map_err(DaemonError::io("restrict", &state))?;
         let path = state.join("lock");
         let opened = OpenOptions::new()
             .read(true)

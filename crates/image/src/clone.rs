@@ -113,8 +113,10 @@ fn means_cannot(error: &io::Error) -> bool {
 }
 
 fn reflink(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
+    // The crate refuses links, with an error that hides the one that counts.
+    let base = fs::canonicalize(base).map_err(ImageError::io("open", base))?;
     let partial = Partial::create_with(dest, "clone to", |path| {
-        let made = reflink_copy::reflink(base, path)
+        let made = reflink_copy::reflink(&base, path)
             .and_then(|()| File::options().read(true).write(true).open(path));
         if made.is_err() {
             // It may have come as far as an empty file.

@@ -166,7 +166,9 @@ async fn connection(
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
-        .half_close(true)
+        // A client that leaves shall take its command along, and hyper sees that it left by the
+        // end of what it sends. Nobody who speaks HTTP half-closes.
+        .half_close(false)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);

@@ -95,7 +95,10 @@ where
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(&bytes).map_err(|e| ApiError::bad_request(format!("invalid JSON: {e}")))
+    // Read as an object first, because a list would be taken for the fields in their order.
+    serde_json::from_slice::<serde_json::Map<_, _>>(&bytes)
+        .and_then(|object| serde_json::from_value(object.into()))
+        .map_err(|e| ApiError::bad_request(format!("invalid JSON: {e}")))
 }
 
 pub(super) async fn create(

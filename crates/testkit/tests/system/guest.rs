@@ -136,10 +136,8 @@ async fn modules(tour: &Tour) {
         ))
         .await;
     }
-    let script = "set -e; d=$(sudo mktemp -d); cd $d; sudo mkdir l u w m; \
-                  sudo mount -t tmpfs t u; sudo mkdir u/u u/w; \
-                  sudo mount -t overlay o -o lowerdir=l,upperdir=u/u,workdir=u/w m; \
-                  sudo umount m u";
+    let script = "sudo sh -ec 'cd $(mktemp -d); mkdir l u m; mount -t tmpfs t u; mkdir u/u u/w; \
+                  mount -t overlay o -o lowerdir=l,upperdir=u/u,workdir=u/w m; umount m u'";
     tour.says(script).await;
 }
 
