@@ -127,7 +127,8 @@ async fn create_vm(
     };
     let timeout = match parameter(query, "timeout").as_deref() {
         None | Some("") => DEFAULT_WAIT,
-        Some(text) => parse_duration(text).map_err(|e| ApiError::bad_request(e.to_string()))?,
+        Some(text) => parse_duration(text)
+            .map_err(|e| ApiError::bad_request(format!("invalid timeout: {e}")))?,
     };
     let request: CreateNode = json(body).await?;
     let vm = supervisor.create(group, &request).await?;
