@@ -126,14 +126,14 @@ impl VmRecord {
 
     /// Writes the record durably.
     pub(crate) fn save(&self, work: &WorkDir) -> Result<(), DaemonError> {
-        let path = work.records().join(format!("{}.json", self.hostname));
+        let path = work.record(&self.hostname);
         let text = serde_json::to_vec_pretty(self).unwrap_or_default();
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", path))
     }
 
     /// Removes the record of this VM durably.
     pub(crate) fn remove(work: &WorkDir, hostname: &str) -> Result<(), DaemonError> {
-        let path = work.records().join(format!("{hostname}.json"));
+        let path = work.record(hostname);
         files::remove(&path).map_err(DaemonError::io("remove", path))
     }
 

@@ -11,6 +11,7 @@ use slicer_api::{ApiError, CreateNode, HostGroup};
 use slicer_machine::{Arch, Hypervisor};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -56,6 +57,7 @@ pub(crate) struct Supervisor {
     tasks: TaskTracker,
     pub(crate) metrics: Metrics,
     graceful: bool,
+    stopping: AtomicBool,
 }
 
 impl Supervisor {
@@ -92,6 +94,7 @@ impl Supervisor {
             tasks: TaskTracker::new(),
             metrics: Metrics::default(),
             graceful: config.graceful_shutdown,
+            stopping: AtomicBool::new(false),
         });
         this.recover().await?;
         this.start_configured()?;
@@ -304,6 +307,9 @@ impl Supervisor {
         // while the record is made durable, and the launch begins only after that.
         let (record, handle, actor) = {
             let mut vms = self.shared.vms();
+            if self.stopping.load(Ordering::Relaxed) {
+                return Err(ApiError::unavailable("the daemon is stopping"));
+            }
             let ip = Self::free_address(&group.config, wanted, |ip| {
                 vms.values().any(|h| h.record.ip == ip)
             })?;
@@ -317,7 +323,7 @@ impl Supervisor {
             }
             let name = (1..=u32::MAX)
                 .map(|n| format!("{}-{n}", group.config.name))
-                .find(|name| !vms.contains_key(name))
+                .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
             let record = VmRecord::new(&group.config, name.clone(), ip, arch, request);
             let record = record.map_err(internal)?;
@@ -359,6 +365,11 @@ impl Supervisor {
     /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.
     pub(crate) async fn stop(&self, force: bool) {
         let force = force || !self.graceful;
+        {
+            // Under the lock, so that a VM is either seen below or never made.
+            let _vms = self.shared.vms();
+            self.stopping.store(true, Ordering::Relaxed);
+        }
         let mut stopping = tokio::task::JoinSet::new();
         for vm in self.list() {
             stopping.spawn(async move {

@@ -108,6 +108,15 @@ impl WorkDir {
         self.root.join(".slicer/vms")
     }
 
+    pub(crate) fn record(&self, vm: &str) -> PathBuf {
+        self.records().join(format!("{vm}.json"))
+    }
+
+    /// Whether there is a record or a disk of this name, readable or not: somebody may want it.
+    pub(crate) fn has(&self, vm: &str) -> bool {
+        self.record(vm).exists() || self.disk(vm).exists()
+    }
+
     pub(crate) fn run(&self, vm: &str) -> PathBuf {
         self.root.join(".slicer/run").join(vm)
     }

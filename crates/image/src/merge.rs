@@ -272,7 +272,11 @@ fn attrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Attrs, String> {
         }
     }
     let header = entry.header();
-    let number = |what: &str, value: io::Result<u64>| -> Result<u32, String> {
+    let number = |what: &str, field: &[u8; 8], value: io::Result<u64>| -> Result<u32, String> {
+        // Some writers leave zero out, and every tar reads it so.
+        if field.iter().all(|b| matches!(b, 0 | b' ')) {
+            return Ok(0);
+        }
         let value = value.map_err(|e| e.to_string())?;
         u32::try_from(value).map_err(|_| format!("{what} {value} is out of range"))
     };
@@ -285,8 +289,8 @@ fn attrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Attrs, String> {
     let (seconds, nanos) = mtime.unwrap_or((seconds, 0));
     Ok(Attrs {
         mode: u16::try_from(mode).map_err(|e| e.to_string())?,
-        uid: number("owner", header.uid())?,
-        gid: number("group", header.gid())?,
+        uid: number("owner", &header.as_old().uid, header.uid())?,
+        gid: number("group", &header.as_old().gid, header.gid())?,
         mtime: (seconds.clamp(*TIMES.start(), *TIMES.end()), nanos),
         xattrs,
     })
