@@ -7,14 +7,15 @@
 
 use crate::error::{AgentError, io_error};
 use crate::modules::{self, ModuleList};
-use crate::{grow, log, power, supervise, sys, units};
+use crate::units::{self, Way};
+use crate::{grow, log, power, supervise, sys};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -142,6 +143,9 @@ fn boot() -> Result<ExitCode, AgentError> {
         power::off_now();
         return Ok(ExitCode::SUCCESS);
     }
+    // systemd would mount it, too; at the first time the kernel asks user space for a module, and
+    // here, where nobody can answer, that costs nothing. A kernel without it does without.
+    let _ = mount_at("bpf", "/sys/fs/bpf", "bpf", hardened, c"mode=0700");
     log::to_kernel();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let initramfs = rustix::fs::open("/", flags, Mode::empty()).map_err(io_error("open", "/"))?;
@@ -157,18 +161,23 @@ fn boot() -> Result<ExitCode, AgentError> {
     }
     enter(NEW_ROOT)?;
     prepare_guest()?;
-    if let Some(disk) = Disk::find(MODULES_SERIAL) {
-        survive(mount_at(
-            &disk.device,
-            "/lib/modules",
-            "ext4",
-            MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-            c"",
-        ));
-    }
     let (kind, program) = GuestInit::find();
+    let way = match kind {
+        GuestInit::Systemd => Way::of(fs::read_to_string("/etc/fstab").ok().as_deref()),
+        GuestInit::Other | GuestInit::None => Way::Long,
+    };
+    if way == Way::Long {
+        survive(mount_modules());
+    }
+    let mut arguments = None;
     if kind == GuestInit::Systemd {
-        survive(units::install(Path::new("/run/systemd")));
+        match units::install(Path::new("/run/systemd"), way) {
+            Ok(()) if way == Way::Short => {
+                arguments = Some(format!("--unit={}", units::EARLY_TARGET));
+            }
+            Ok(()) => {}
+            Err(e) => log::warn(&e.to_string()),
+        }
     }
     let Some(program) = program else {
         log::notice("the image has no init, the agent stays PID 1");
@@ -182,8 +191,23 @@ fn boot() -> Result<ExitCode, AgentError> {
     }
     drop(initramfs);
     log::notice(&format!("handing over to {}", program.display()));
-    let error = Command::new(program).exec();
+    let error = Command::new(program).args(arguments).exec();
     Err(io_error("execute", program)(error))
+}
+
+/// Mounts the kernel's modules, unless they are. On the short way the worker does, for systemd
+/// would at once look for some that nobody needs.
+pub(crate) fn mount_modules() -> Result<(), AgentError> {
+    const MODULES: &str = "/lib/modules";
+    let device = |path: &str| fs::metadata(path).map(|m| m.dev()).ok();
+    let Some(disk) = Disk::find(MODULES_SERIAL) else {
+        return Ok(());
+    };
+    if device(MODULES).is_some_and(|d| Some(d) != device("/")) {
+        return Ok(());
+    }
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    mount_at(&disk.device, MODULES, "ext4", flags, c"")
 }
 
 /// A step the guest can do without.

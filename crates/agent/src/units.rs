@@ -1,27 +1,67 @@
-//! Runtime units for a guest under systemd: the mark that early boot is over, and masks for what
-//! only costs time in a VM of ours.
+//! Runtime units for a guest under systemd: the mark that early boot is over, a short way to it, and
+//! masks for what only costs time in a VM of ours.
 
 use crate::error::{AgentError, io_error};
+use crate::users::DEFAULT_PATH;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 /// The FIFO whose appearance says that early boot is over.
 pub(crate) const READY_FIFO: &str = "/run/slicer/ready";
+/// How long systemd may take to queue a job.
+const GO_ON_TIME: Duration = Duration::from_mins(1);
 
-/// Reached when temporary files are set up (what was put into `/tmp` before could vanish), users
-/// are there and local file systems are mounted; units an image lacks are no hindrance. It is a
-/// socket unit because systemd makes a FIFO by itself, where a service would cost a process, which
-/// takes 50 ms under emulation.
+/// What systemd is told to boot to first, where there is a short way.
+pub(crate) const EARLY_TARGET: &str = "slicer-early.target";
+
+/// The short way. systemd reads every unit that a target leads to, by its dependencies and by
+/// theirs, even if only to order them, before it starts the first: some 150, which takes longer
+/// than starting what users wait for. These lead nowhere else, hence also the outputs, since those
+/// to the journal lead to its units. The image's own default target is next, see [`go_on`].
+const EARLY: &str = "[Unit]
+Description=All that must be there before somebody is let in
+DefaultDependencies=no
+AllowIsolate=yes
+Wants=slicer-ready.socket slicer-tmpfiles.service
+";
+
+/// What systemd-tmpfiles-setup.service does.
+const TMPFILES: &str = "[Unit]
+Description=Create system files and directories, before somebody is let in
+DefaultDependencies=no
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=-systemd-tmpfiles --create --remove --boot --exclude-prefix=/dev
+StandardOutput=null
+StandardError=file:/run/slicer/tmpfiles.log
+";
+
+/// It would remove what users have put into `/tmp` by then.
+const NO_TMPFILES: &str = "[Unit]
+ConditionPathExists=!/run/slicer/ready
+";
+
+/// The mark: its FIFO appears when temporary files are set up (what was put into `/tmp` before
+/// could vanish), users are there and local file systems are mounted; units an image lacks, or that
+/// are not part of this boot, are no hindrance. It is a socket unit because systemd makes a FIFO by
+/// itself, where a service would cost a process, which takes 50 ms under emulation.
 const READY_SOCKET: &str = "[Unit]
 Description=Mark of the slicer agent: early boot is over
 DefaultDependencies=no
-After=systemd-tmpfiles-setup.service systemd-sysusers.service local-fs.target
+After=@AFTER@
 
 [Socket]
 ListenFIFO=/run/slicer/ready
 SocketMode=0600
 ";
+const AFTER_SHORT_WAY: &str = "slicer-tmpfiles.service";
+const AFTER_LONG_WAY: &str =
+    "systemd-tmpfiles-setup.service systemd-sysusers.service local-fs.target";
 
 /// A socket unit must name a service, which starts when somebody writes to the FIFO: nobody does.
 const READY_SERVICE: &str = "[Unit]
@@ -31,6 +71,8 @@ DefaultDependencies=no
 [Service]
 Type=oneshot
 ExecStart=/bin/true
+StandardOutput=null
+StandardError=null
 ";
 
 /// Keeps systemd from unmounting the modules at shutdown, before udevd, which has them open, is
@@ -59,24 +101,81 @@ const MASKED_GENERATORS: [&str; 4] = [
     "systemd-hibernate-resume-generator",
     "systemd-bless-boot-generator",
 ];
+/// The one that reads `/etc/fstab`.
+const FSTAB_GENERATOR: &str = "systemd-fstab-generator";
+
+/// The way systemd goes until users are let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Only what they wait for, then all the rest.
+    Short,
+    /// As on any machine: there are file systems to mount, which may take devices, modules and
+    /// whatever else the image has units for.
+    Long,
+}
+
+impl Way {
+    /// The way for an image with this `/etc/fstab`.
+    pub(crate) fn of(fstab: Option<&str>) -> Self {
+        let entry = |line: &str| !line.trim().is_empty() && !line.trim().starts_with('#');
+        if fstab.unwrap_or_default().lines().any(entry) {
+            Self::Long
+        } else {
+            Self::Short
+        }
+    }
+}
+
+/// Whether systemd was sent the short way, in any earlier life of this process.
+pub(crate) fn is_short_way() -> bool {
+    Path::new("/run/systemd/system").join(EARLY_TARGET).exists()
+}
+
+/// Has systemd go on from the short way.
+pub(crate) async fn go_on() -> Result<(), AgentError> {
+    let mut command = tokio::process::Command::new("systemctl");
+    command
+        .args(["--no-block", "start", "default.target"])
+        .env("PATH", DEFAULT_PATH)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    let status = match tokio::time::timeout(GO_ON_TIME, command.status()).await {
+        Ok(status) => status,
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    };
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(std::io::Error::other(status.to_string())),
+        Err(e) => Err(e),
+    }
+    .map_err(io_error("start", "default.target"))
+}
 
 /// Writes the units below `dir`, which is `/run/systemd`. The image's own settings in
 /// `/etc/systemd` go before them.
-pub(crate) fn install(dir: &Path) -> Result<(), AgentError> {
+pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
     let system = dir.join("system");
     let generators = dir.join("system-generators");
     let wants = system.join("sysinit.target.wants");
-    let modules_mount = system.join("usr-lib-modules.mount.d");
-    for dir in [&wants, &generators, &modules_mount] {
+    let drop_in = |unit: &str| system.join(format!("{unit}.d"));
+    let modules = drop_in("usr-lib-modules.mount");
+    let tmpfiles = drop_in("systemd-tmpfiles-setup.service");
+    for dir in [&generators, &wants, &modules, &tmpfiles] {
         fs::create_dir_all(dir).map_err(io_error("make directory", dir))?;
     }
-    for (path, text) in [
-        (system.join("slicer-ready.socket"), READY_SOCKET),
+    let after = match way {
+        Way::Short => AFTER_SHORT_WAY,
+        Way::Long => AFTER_LONG_WAY,
+    };
+    let socket = READY_SOCKET.replace("@AFTER@", after);
+    let mut units = vec![
+        (system.join("slicer-ready.socket"), socket.as_str()),
         (system.join("slicer-ready.service"), READY_SERVICE),
-        (modules_mount.join("slicer.conf"), MODULES_MOUNT),
-    ] {
-        fs::write(&path, text).map_err(io_error("write", path))?;
-    }
+        (modules.join("slicer.conf"), MODULES_MOUNT),
+    ];
+    let mut masked_generators = MASKED_GENERATORS.to_vec();
     let link = |target: &str, path: &Path| {
         symlink(target, path)
             .or_else(|e| match e.kind() {
@@ -85,11 +184,24 @@ pub(crate) fn install(dir: &Path) -> Result<(), AgentError> {
             })
             .map_err(io_error("link", path))
     };
-    link("../slicer-ready.socket", &wants.join("slicer-ready.socket"))?;
+    match way {
+        Way::Short => {
+            units.extend([
+                (system.join(EARLY_TARGET), EARLY),
+                (system.join("slicer-tmpfiles.service"), TMPFILES),
+                (tmpfiles.join("slicer.conf"), NO_TMPFILES),
+            ]);
+            masked_generators.push(FSTAB_GENERATOR);
+        }
+        Way::Long => link("../slicer-ready.socket", &wants.join("slicer-ready.socket"))?,
+    }
+    for (path, text) in units {
+        fs::write(&path, text).map_err(io_error("write", path))?;
+    }
     for unit in MASKED_UNITS {
         link("/dev/null", &system.join(unit))?;
     }
-    for generator in MASKED_GENERATORS {
+    for generator in masked_generators {
         link("/dev/null", &generators.join(generator))?;
     }
     Ok(())
@@ -100,19 +212,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_written_and_writing_again_is_fine() {
-        let dir = tempfile::tempdir().unwrap();
-        for _ in 0..2 {
-            install(dir.path()).unwrap();
+    fn an_fstab_with_entries_needs_the_long_way() {
+        for (text, way) in [
+            (None, Way::Short),
+            (Some(""), Way::Short),
+            (Some("# UNCONFIGURED FSTAB\n\n  # more\n"), Way::Short),
+            (Some("# x\n/dev/vdc /data ext4\n"), Way::Long),
+        ] {
+            assert_eq!(Way::of(text), way, "{text:?}");
         }
-        let socket = fs::read_to_string(
-            dir.path()
-                .join("system/sysinit.target.wants/slicer-ready.socket"),
-        );
-        assert!(socket.unwrap().contains(READY_FIFO));
-        assert_eq!(
-            fs::read_link(dir.path().join("system/getty@tty1.service")).unwrap(),
-            Path::new("/dev/null")
-        );
+    }
+
+    #[test]
+    fn units_are_written_and_writing_again_is_fine() {
+        for (way, after) in [(Way::Short, AFTER_SHORT_WAY), (Way::Long, AFTER_LONG_WAY)] {
+            let dir = tempfile::tempdir().unwrap();
+            for _ in 0..2 {
+                install(dir.path(), way).unwrap();
+            }
+            let path = |name: &str| dir.path().join(name);
+            let socket = fs::read_to_string(path("system/slicer-ready.socket")).unwrap();
+            assert!(socket.contains(READY_FIFO) && socket.contains(after));
+            assert_eq!(
+                fs::read_link(path("system/getty@tty1.service")).unwrap(),
+                Path::new("/dev/null")
+            );
+            let wanted = path("system/sysinit.target.wants/slicer-ready.socket");
+            assert_eq!(wanted.exists(), way == Way::Long);
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! The worker: serves the guest channel, over the virtio port or, for tests, a socket.
 
 use crate::error::{AgentError, io_error};
-use crate::init::GuestInit;
+use crate::init::{GuestInit, mount_modules};
 use crate::modules::{self, ModuleList};
 use crate::server::{Agent, Scope};
-use crate::{log, port, ready};
+use crate::{log, port, ready, units};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +18,8 @@ use tokio::task::spawn_blocking;
 const LAST_TASKS: Duration = Duration::from_secs(12);
 /// How long the answer to a shutdown may take to get through the channel.
 const LINGER: Duration = Duration::from_millis(200);
+/// How long the rest of the boot waits for an identity, which a host has given long before then.
+const IDENTITY_WAIT: Duration = Duration::from_secs(10);
 /// Between two attempts to serve the port.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -43,11 +45,12 @@ pub(crate) fn run(init: GuestInit) -> ExitCode {
     }
 }
 
-/// The late modules that boot waits for: an identity needs the network card, and systemd would
-/// look for autofs4 itself, which takes longer.
-const WANTED_SOON: [&str; 2] = ["virtio_net", "autofs4"];
+/// The late module that boot waits for: an identity needs the network card.
+const WANTED_SOON: &str = "virtio_net";
+/// The first of the others, which systemd needs for the automounts of its default target.
+const WANTED_NEXT: &str = "autofs4";
 
-/// Loads the late modules up to the last that boot waits for, and the others once the guest is
+/// Loads the late modules up to the one that boot waits for, and the others once the guest is
 /// ready: until then they would only take the processor from what users wait for. The initramfs
 /// they are in is our standard input, see `init`.
 async fn load_late_modules(agent: Arc<Agent>) {
@@ -60,13 +63,14 @@ async fn load_late_modules(agent: Arc<Agent>) {
         }
         Err(_) => ModuleList::default(),
     };
-    let wanted = |name: &String| WANTED_SOON.contains(&name.as_str());
     let soon = list
         .late
         .iter()
-        .rposition(wanted)
+        .rposition(|name| name == WANTED_SOON)
         .map_or(0, |last| last + 1);
-    let (soon, later) = (list.late[..soon].to_vec(), list.late[soon..].to_vec());
+    let (soon, later) = list.late.split_at(soon);
+    let (soon, mut later) = (soon.to_vec(), later.to_vec());
+    later.sort_by_key(|name| name != WANTED_NEXT);
     // A panic in there would have ended the worker.
     let _ = spawn_blocking(move || load_modules(&soon)).await;
     agent.modules_loaded.send_replace(true);
@@ -94,10 +98,24 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
         if init == GuestInit::Systemd {
             ready::early_boot_over().await;
             watcher.assert_hostname().await;
+            if units::is_short_way() {
+                let mounted = spawn_blocking(mount_modules).await;
+                if let Ok(Err(e)) = mounted {
+                    log::warn(&e.to_string());
+                }
+            }
         }
         watcher.readiness.set_sane();
-        watcher.readiness.ready().await;
-        log::notice("the guest is ready");
+        let ready = tokio::time::timeout(IDENTITY_WAIT, watcher.readiness.ready()).await;
+        if ready.is_ok() {
+            log::notice("the guest is ready");
+        }
+        if init == GuestInit::Systemd
+            && units::is_short_way()
+            && let Err(e) = units::go_on().await
+        {
+            log::warn(&e.to_string());
+        }
     });
     let path = find_port().await;
     let port = Arc::new(port::open(&path)?);

@@ -116,7 +116,7 @@ fn prepare(
     let image = resolve(work, &group.image, go_arch)?;
     let base = work.base(&group.name);
     let start = Instant::now();
-    if !base_is_current(&base, &image) {
+    if !base_is_current(&base, &image, group.storage_size) {
         info!(
             "group {}: building {} from {}",
             group.name,
@@ -128,7 +128,13 @@ fn prepare(
                 warn!("{}: left out {entry}: {why}", group.image);
             }
         };
-        let size = build_base(&image, &base, &Limits::default(), &skipped)?;
+        let size = build_base(
+            &image,
+            &base,
+            group.storage_size,
+            &Limits::default(),
+            &skipped,
+        )?;
         info!(
             "group {}: base of {} MiB built in {:.1?}",
             group.name,

@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let size = build_base(
         &image,
         Path::new(out),
+        0,
         &Limits::default(),
         &|progress| match progress {
             Progress::Data { done, of } if done < of => {}

@@ -12,10 +12,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Goes up when the same image should give another base.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// 64 MiB, as for a filesystem of some 100 GB. Fixed, because a journal can't grow with its
-/// filesystem, and every disk starts as a clone of a small base.
+/// filesystem.
 const JOURNAL_BLOCKS: u32 = 16384;
+
+/// The largest a base is made beyond what its content needs, bytes: what says that the rest is free
+/// takes room, too, and the guest can grow its filesystem.
+const LARGEST: u64 = 64 << 30;
 
 /// What an image may unpack to at most, against archives made to fill disk or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +71,16 @@ pub enum Progress<'a> {
 struct Note {
     format: u32,
     manifest: String,
+    /// The size that was asked for.
+    asked: u64,
+    /// The size it has.
     size: u64,
 }
 
-/// Builds the base of `image` at `out`: a sparse ext4 file just large enough for its content, to be
-/// cloned and grown ([`crate::clone_disk`]). It appears under its name complete, or not at all.
+/// Builds the base of `image` at `out`: a sparse ext4 file of `size` bytes, or as large as its
+/// content needs, to be cloned ([`crate::clone_disk`]). It appears under its name complete, or not
+/// at all. With the size its clones will have, no guest needs to grow its filesystem, which takes a
+/// moment at every first boot; above 64 GiB it does all the same.
 ///
 /// Disks made as [`crate::CloneKind::Qcow2Overlay`] read from their base for as long as they live:
 /// build a changed image under another name while there are any. Needs no privileges. Returns the
@@ -79,6 +88,7 @@ struct Note {
 pub fn build_base(
     image: &Resolved,
     out: &Path,
+    size: u64,
     limits: &Limits,
     progress: &dyn Fn(Progress<'_>),
 ) -> Result<u64, ImageError> {
@@ -86,9 +96,12 @@ pub fn build_base(
     let shape = Shape {
         label: "root",
         uuid: uuid(image.manifest_digest()),
+        // Rounded down, because a clone can't be smaller than its base.
+        min_size: size.min(LARGEST) >> 20 << 20,
         journal_blocks: JOURNAL_BLOCKS,
     };
     let partial = Partial::create(out)?;
+    let asked = size;
     let size = ext4::write(
         &merged,
         Tree::ROOT,
@@ -112,18 +125,21 @@ pub fn build_base(
         &Note {
             format: FORMAT,
             manifest,
+            asked,
             size,
         },
     )?;
     Ok(size)
 }
 
-/// Whether the base at `out` is there and was made of this very image. Reads one small file.
-pub fn base_is_current(out: &Path, image: &Resolved) -> bool {
+/// Whether the base at `out` is there and was made of this very image, for this size. Reads one
+/// small file.
+pub fn base_is_current(out: &Path, image: &Resolved, size: u64) -> bool {
     let Some(note) = read_note::<Note>(&note_path(out)) else {
         return false;
     };
     note.format == FORMAT
+        && note.asked == size
         && note.manifest == image.manifest_digest()
         && fs::metadata(out).is_ok_and(|m| m.is_file() && m.len() == note.size)
 }

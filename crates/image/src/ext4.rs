@@ -25,6 +25,8 @@ const EPOCH: i64 = 1_700_000_000;
 pub(crate) struct Shape {
     pub(crate) label: &'static str,
     pub(crate) uuid: [u8; 16],
+    /// Size in bytes at least, whatever the content takes.
+    pub(crate) min_size: u64,
     /// Size of the journal, in blocks of 4096 bytes.
     pub(crate) journal_blocks: u32,
 }
@@ -152,6 +154,7 @@ impl Need {
         let spare = self.inodes + self.inodes / 8 + 64;
         let size = size
             .saturating_add(spare.saturating_mul(INODE))
+            .max(shape.min_size)
             .next_multiple_of(1 << 20);
         let inodes = spare.max(size / BYTES_PER_INODE);
 

@@ -96,6 +96,7 @@ pub fn prepare_kernel(
         let shape = Shape {
             label: "modules",
             uuid: crate::base::uuid(&format!("modules of {}", image.manifest_digest())),
+            min_size: 0,
             journal_blocks: JOURNAL_BLOCKS,
         };
         ext4::write(

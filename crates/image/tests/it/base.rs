@@ -1,6 +1,6 @@
 //! Images with every hard case there is, built into ext4 and looked at with e2fsprogs.
 
-use crate::support::{Entry, Layer, debugfs, e2fsck, layout};
+use crate::support::{Entry, Layer, debugfs, dumpe2fs, e2fsck, layout};
 use slicer_image::{ImageError, ImageRef, Limits, Progress, Resolved, base_is_current, build_base};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +13,11 @@ fn resolve(dir: &Path) -> Resolved {
 }
 
 fn build(dir: &Path, out: &Path) -> Result<u64, ImageError> {
-    build_base(&resolve(dir), out, &Limits::default(), &|_| {})
+    build_base(&resolve(dir), out, SIZE, &Limits::default(), &|_| {})
 }
+
+/// Less than any content takes.
+const SIZE: u64 = 1 << 20;
 
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
@@ -293,17 +296,17 @@ fn a_base_is_current_until_the_image_or_the_file_changes() {
     layer.file("f", b"1");
     layout(dir.path(), vec![layer]);
     let first = resolve(dir.path());
-    assert!(!base_is_current(&out, &first));
+    assert!(!base_is_current(&out, &first, SIZE));
     build(dir.path(), &out).unwrap();
-    assert!(base_is_current(&out, &first));
+    assert!(base_is_current(&out, &first, SIZE));
 
     let mut layer = Layer::new();
     layer.file("f", b"2");
     layout(dir.path(), vec![layer]);
     let second = resolve(dir.path());
-    assert!(!base_is_current(&out, &second));
+    assert!(!base_is_current(&out, &second, SIZE));
     build(dir.path(), &out).unwrap();
-    assert!(base_is_current(&out, &second) && !base_is_current(&out, &first));
+    assert!(base_is_current(&out, &second, SIZE) && !base_is_current(&out, &first, SIZE));
     assert_eq!(debugfs(&out, "cat /f"), "2");
 
     fs::File::options()
@@ -312,7 +315,31 @@ fn a_base_is_current_until_the_image_or_the_file_changes() {
         .unwrap()
         .set_len(4096)
         .unwrap();
-    assert!(!base_is_current(&out, &second));
+    assert!(!base_is_current(&out, &second, SIZE));
+}
+
+#[test]
+fn a_base_has_the_size_of_its_clones_and_takes_no_more_room() {
+    let dir = tempfile::tempdir().unwrap();
+    layout(dir.path(), vec![lower()]);
+    let image = resolve(dir.path());
+    let (small, large) = (dir.path().join("small.img"), dir.path().join("large.img"));
+    build(dir.path(), &small).unwrap();
+    let size = (15 << 30) + 4096;
+    let built = build_base(&image, &large, size, &Limits::default(), &|_| {}).unwrap();
+    assert_eq!(built, 15 << 30);
+    e2fsck(&large);
+    assert!(base_is_current(&large, &image, size) && !base_is_current(&large, &image, SIZE));
+    let room = |file: &Path| fs::metadata(file).unwrap().blocks() * 512;
+    let more = room(&large) - room(&small);
+    assert!(more < 2 << 20, "{more} bytes for the size alone");
+    // Nothing is left for the guest to initialise, which would fill every clone.
+    let header = dumpe2fs(&large);
+    let groups = header.matches("\nGroup ").count();
+    assert_eq!(
+        (groups, header.matches("ITABLE_ZEROED").count()),
+        (120, 120)
+    );
 }
 
 /// Builds and expects nothing but the error and the layout to be there afterwards.
@@ -320,7 +347,8 @@ fn refused(layers: Vec<Layer>, limits: Limits) -> ImageError {
     let dir = tempfile::tempdir().unwrap();
     layout(&dir.path().join("oci"), layers);
     let image = resolve(&dir.path().join("oci"));
-    let error = build_base(&image, &dir.path().join("base.img"), &limits, &|_| {}).unwrap_err();
+    let error =
+        build_base(&image, &dir.path().join("base.img"), SIZE, &limits, &|_| {}).unwrap_err();
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         1,
@@ -407,7 +435,7 @@ fn a_damaged_layer_is_refused_by_name() {
         fs::write(&blob, bytes).unwrap();
         let image = resolve(&oci);
         let out = dir.path().join("base.img");
-        let error = build_base(&image, &out, &Limits::default(), &|_| {}).unwrap_err();
+        let error = build_base(&image, &out, SIZE, &Limits::default(), &|_| {}).unwrap_err();
         assert!(
             matches!(&error, ImageError::Digest { path, .. } if *path == blob),
             "{error}"
@@ -429,6 +457,7 @@ fn what_is_left_out_is_told() {
     build_base(
         &resolve(dir.path()),
         &out,
+        SIZE,
         &Limits::default(),
         &|progress| {
             if let Progress::Skipped { entry, .. } = progress {

@@ -225,6 +225,12 @@ pub(crate) fn debugfs(image: &Path, request: &str) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// What dumpe2fs says of a filesystem and its groups.
+pub(crate) fn dumpe2fs(image: &Path) -> String {
+    let out = tool("dumpe2fs").arg(image).output();
+    String::from_utf8_lossy(&out.expect("e2fsprogs is not installed").stdout).into_owned()
+}
+
 /// A program of e2fsprogs, which may be outside of a user's PATH.
 fn tool(name: &str) -> Command {
     let sbin = ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));
