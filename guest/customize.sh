@@ -25,7 +25,7 @@ rm -f "$root/etc/modules-load.d/modules.conf"
 
 chroot "$root" systemctl --quiet set-default multi-user.target
 chroot "$root" systemctl --quiet disable ssh.service
-chroot "$root" systemctl --quiet enable ssh.socket after-boot.service after-boot-fallback.timer
+chroot "$root" systemctl --quiet enable ssh.socket
 
 # lean.txt: what does not start at boot. A null link masks the want, or the generator, and leaves
 # the unit itself for whoever starts it by hand or needs it.

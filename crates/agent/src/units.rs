@@ -2,17 +2,12 @@
 //! masks for what only costs time in a VM of ours.
 
 use crate::error::{AgentError, io_error};
-use crate::users::DEFAULT_PATH;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 /// The FIFO whose appearance says that early boot is over.
 pub(crate) const READY_FIFO: &str = "/run/slicer/ready";
-/// How long systemd may take to queue a job.
-const GO_ON_TIME: Duration = Duration::from_mins(1);
 
 /// What systemd is told to boot to first, where there is a short way.
 pub(crate) const EARLY_TARGET: &str = "slicer-early.target";
@@ -20,12 +15,34 @@ pub(crate) const EARLY_TARGET: &str = "slicer-early.target";
 /// The short way. systemd reads every unit that a target leads to, by its dependencies and by
 /// theirs, even if only to order them, before it starts the first: some 150, which takes longer
 /// than starting what users wait for. These lead nowhere else, hence also the outputs, since those
-/// to the journal lead to its units. The image's own default target is next, see [`go_on`].
+/// to the journal lead to its units.
 const EARLY: &str = "[Unit]
 Description=All that must be there before somebody is let in
 DefaultDependencies=no
 AllowIsolate=yes
-Wants=slicer-ready.socket slicer-tmpfiles.service
+Wants=slicer-ready.socket slicer-tmpfiles.service slicer-continue.service
+";
+
+/// On to the image's own default target. Part of the way itself, so that systemd says of the system
+/// that it is starting until all of it has; and with the least priority, so that the agent, which
+/// has a guest to report ready, goes first.
+const CONTINUE: &str = "[Unit]
+Description=Go on to the default target
+DefaultDependencies=no
+After=slicer-ready.socket
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=systemctl --no-block start default.target
+CPUSchedulingPolicy=idle
+StandardOutput=null
+StandardError=file:/run/slicer/continue.log
+";
+
+/// A client that comes early waits for the bus rather than finding none.
+const EARLY_BUS: &str = "[Unit]
+DefaultDependencies=no
 ";
 
 /// What systemd-tmpfiles-setup.service does.
@@ -131,28 +148,6 @@ pub(crate) fn is_short_way() -> bool {
     Path::new("/run/systemd/system").join(EARLY_TARGET).exists()
 }
 
-/// Has systemd go on from the short way.
-pub(crate) async fn go_on() -> Result<(), AgentError> {
-    let mut command = tokio::process::Command::new("systemctl");
-    command
-        .args(["--no-block", "start", "default.target"])
-        .env("PATH", DEFAULT_PATH)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
-    let status = match tokio::time::timeout(GO_ON_TIME, command.status()).await {
-        Ok(status) => status,
-        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-    };
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(std::io::Error::other(status.to_string())),
-        Err(e) => Err(e),
-    }
-    .map_err(io_error("start", "default.target"))
-}
-
 /// Writes the units below `dir`, which is `/run/systemd`. The image's own settings in
 /// `/etc/systemd` go before them.
 pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
@@ -162,7 +157,8 @@ pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
     let drop_in = |unit: &str| system.join(format!("{unit}.d"));
     let modules = drop_in("usr-lib-modules.mount");
     let tmpfiles = drop_in("systemd-tmpfiles-setup.service");
-    for dir in [&generators, &wants, &modules, &tmpfiles] {
+    let bus = drop_in("dbus.socket");
+    for dir in [&generators, &wants, &modules, &tmpfiles, &bus] {
         fs::create_dir_all(dir).map_err(io_error("make directory", dir))?;
     }
     let after = match way {
@@ -189,6 +185,8 @@ pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
             units.extend([
                 (system.join(EARLY_TARGET), EARLY),
                 (system.join("slicer-tmpfiles.service"), TMPFILES),
+                (system.join("slicer-continue.service"), CONTINUE),
+                (bus.join("slicer.conf"), EARLY_BUS),
                 (tmpfiles.join("slicer.conf"), NO_TMPFILES),
             ]);
             masked_generators.push(FSTAB_GENERATOR);

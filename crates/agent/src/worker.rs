@@ -18,8 +18,6 @@ use tokio::task::spawn_blocking;
 const LAST_TASKS: Duration = Duration::from_secs(12);
 /// How long the answer to a shutdown may take to get through the channel.
 const LINGER: Duration = Duration::from_millis(200);
-/// How long the rest of the boot waits for an identity, which a host has given long before then.
-const IDENTITY_WAIT: Duration = Duration::from_secs(10);
 /// Between two attempts to serve the port.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
@@ -106,16 +104,8 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
             }
         }
         watcher.readiness.set_sane();
-        let ready = tokio::time::timeout(IDENTITY_WAIT, watcher.readiness.ready()).await;
-        if ready.is_ok() {
-            log::notice("the guest is ready");
-        }
-        if init == GuestInit::Systemd
-            && units::is_short_way()
-            && let Err(e) = units::go_on().await
-        {
-            log::warn(&e.to_string());
-        }
+        watcher.readiness.ready().await;
+        log::notice("the guest is ready");
     });
     let path = find_port().await;
     let port = Arc::new(port::open(&path)?);

@@ -23,7 +23,7 @@ const BOOT_TIME: Duration = Duration::from_mins(5);
 /// What the initramfs prints when all it is asked for is to show that it runs.
 const PROBE_OK: &str = "slicer-probe-ok";
 /// Quiet as the daemon's own VMs: each byte on an emulated console costs.
-const CMDLINE: &str = "quiet loglevel=4 panic=-1 cryptomgr.notests random.trust_cpu=on";
+const CMDLINE: &str = "quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
 /// The descriptor of the guest channel in QEMU.
 const AGENT_FD: i32 = 4;
 const MAC: &str = "02:00:00:00:00:09";
