@@ -2,9 +2,9 @@
 
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
-use super::size::parse_size;
 use super::unserved;
 use ipnet::Ipv4Net;
+use slicer_image::parse_size;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
@@ -279,7 +279,9 @@ fn read_storage(table: &mut Table<'_>, report: &mut Report) -> Option<u64> {
         return Some(DEFAULT_STORAGE);
     };
     let text = field.text(report)?;
-    let size = parse_size(text).filter(|s| (MIN_STORAGE..=MAX_STORAGE).contains(s));
+    let size = parse_size(text)
+        .ok()
+        .filter(|s| (MIN_STORAGE..=MAX_STORAGE).contains(s));
     if size.is_none() {
         field.expected(report, "a size with a unit, such as 15G, from 64M to 16T");
     }

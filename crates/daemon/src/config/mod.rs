@@ -8,7 +8,6 @@ mod api;
 mod groups;
 mod reader;
 mod report;
-mod size;
 mod template;
 #[cfg(test)]
 mod tests;
