@@ -1,8 +1,8 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    completion::Completion, exec::Exec, info::Info, list::List, logs::Logs, up::Up,
-    version::Version, vm::Vm,
+    completion::Completion, exec::Exec, info::Info, list::List, logs::Logs, relaunch::Relaunch,
+    up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Ls(List),
     Exec(Exec),
     Logs(Logs),
+    Relaunch(Relaunch),
     Info(Info),
     Version(Version),
     Completion(Completion),

@@ -278,6 +278,15 @@ impl Client {
             .map(drop)
     }
 
+    /// `POST /vm/{h}/relaunch`: starts a stopped VM again with its disk; one that is being stopped,
+    /// as soon as it is.
+    pub async fn relaunch(&self, hostname: &str) -> Result<CreatedNode, ClientError> {
+        let path = vm_path(hostname, "/relaunch");
+        let mut call = Call::post(&path);
+        call.limit = CREATE_LIMIT + WAIT_GRACE;
+        self.fetch(call).await
+    }
+
     /// `POST /vm/{h}/exec`: runs a command and streams its output. `stdin`, when given, is sent
     /// as it can be read, both directions at once; `request.stdin` follows from it. Unbounded in
     /// time: dropping the future or the stream cancels the command.

@@ -128,7 +128,7 @@ fn prepare(
                 warn!("{}: left out {entry}: {why}", group.image);
             }
         };
-        let size = build_base(
+        build_base(
             &image,
             &base,
             group.storage_size,
@@ -136,9 +136,8 @@ fn prepare(
             &skipped,
         )?;
         info!(
-            "group {}: base of {} MiB built in {:.1?}",
+            "group {}: base built in {:.1?}",
             group.name,
-            size >> 20,
             start.elapsed()
         );
     }

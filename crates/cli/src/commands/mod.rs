@@ -11,6 +11,7 @@ pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pause;
 pub(crate) mod ready;
+pub(crate) mod relaunch;
 pub(crate) mod resume;
 pub(crate) mod shutdown;
 pub(crate) mod up;
@@ -32,6 +33,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Ls(c) => block_on(c.run(connection)),
         Command::Exec(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
+        Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Info(c) => block_on(c.run(connection)),
     }
 }

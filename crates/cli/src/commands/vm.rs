@@ -2,7 +2,7 @@
 
 use super::{
     add::Add, delete::Delete, exec::Exec, group::Group, health::Health, list::List, logs::Logs,
-    pause::Pause, ready::Ready, resume::Resume, shutdown::Shutdown,
+    pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -23,6 +23,7 @@ pub(crate) enum Vm {
     Pause(Pause),
     Resume(Resume),
     Shutdown(Shutdown),
+    Relaunch(Relaunch),
     Delete(Delete),
 }
 
@@ -39,6 +40,7 @@ impl Vm {
             Self::Pause(c) => c.run(connection).await,
             Self::Resume(c) => c.run(connection).await,
             Self::Shutdown(c) => c.run(connection).await,
+            Self::Relaunch(c) => c.run(connection).await,
             Self::Delete(c) => c.run(connection).await,
         }
     }

@@ -204,6 +204,11 @@ fn vms_are_driven_by_hostname_or_friendly_name() {
             "POST /vm/sbox-1/pause" | "POST /vm/sbox-1/resume" | "POST /vm/sbox-1/shutdown" => {
                 reply(200, "text/plain", "")
             }
+            "POST /vm/sbox-1/relaunch" => json(
+                200,
+                r#"{"hostname":"sbox-1","hostgroup":"sbox","ip":"192.168.64.3",
+                    "created_at":"2026-01-02T03:04:05Z","arch":"amd64","persistent":true}"#,
+            ),
             "DELETE /hostgroup/sbox/nodes/sbox-1" => json(
                 200,
                 r#"{"message":"VM deleted successfully","disk_removed":"true"}"#,
@@ -220,6 +225,8 @@ fn vms_are_driven_by_hostname_or_friendly_name() {
         (&["vm", "pause", "web"], "VM paused: web\n"),
         (&["vm", "resume", "web"], "VM resumed: web\n"),
         (&["vm", "shutdown", "web"], "VM shutting down: web\n"),
+        (&["vm", "relaunch", "web"], "VM relaunched: web\n"),
+        (&["relaunch", "sbox-1"], "VM relaunched: sbox-1\n"),
         (&["vm", "delete", "web", "sbox"], "VM deleted: web\n"),
         (
             &["vm", "delete", "sbox-1", "--hostgroup=sbox"],

@@ -40,8 +40,8 @@ async fn guests_that_go_by_themselves() {
     crate::lifecycle::check_disk(&daemon.dir().join("slicer-1.img"));
     assert!(daemon.client().logs("slicer-1", None).await.is_ok());
 
-    let answer = daemon.raw().post("/vm/slicer-1/relaunch", "").await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    let said = daemon.cli(&["vm", "relaunch", "slicer-1"]).await;
+    assert_eq!(said.text(), "VM relaunched: slicer-1\n");
     ready(&client, "slicer-1").await;
     assert_eq!(says(&client, "slicer-1", "cat ~/file").await, "precious");
 
