@@ -43,12 +43,11 @@ pub(crate) fn run(init: GuestInit) -> ExitCode {
     }
 }
 
-/// The late module that boot waits for: an identity needs the network card.
-const WANTED_SOON: &str = "virtio_net";
-/// The first of the others, which systemd needs for the automounts of its default target.
-const WANTED_NEXT: &str = "autofs4";
+/// The late modules that boot waits for: an identity needs the network card, and systemd does no
+/// automounts for good when it once found no autofs.
+const WANTED_SOON: [&str; 2] = ["virtio_net", "autofs4"];
 
-/// Loads the late modules up to the one that boot waits for, and the others once the guest is
+/// Loads the late modules up to the last that boot waits for, and the others once the guest is
 /// ready: until then they would only take the processor from what users wait for. The initramfs
 /// they are in is our standard input, see `init`.
 async fn load_late_modules(agent: Arc<Agent>) {
@@ -64,11 +63,10 @@ async fn load_late_modules(agent: Arc<Agent>) {
     let soon = list
         .late
         .iter()
-        .rposition(|name| name == WANTED_SOON)
+        .rposition(|name| WANTED_SOON.contains(&name.as_str()))
         .map_or(0, |last| last + 1);
     let (soon, later) = list.late.split_at(soon);
-    let (soon, mut later) = (soon.to_vec(), later.to_vec());
-    later.sort_by_key(|name| name != WANTED_NEXT);
+    let (soon, later) = (soon.to_vec(), later.to_vec());
     // A panic in there would have ended the worker.
     let _ = spawn_blocking(move || load_modules(&soon)).await;
     agent.modules_loaded.send_replace(true);

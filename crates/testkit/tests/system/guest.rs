@@ -54,6 +54,8 @@ async fn an_init_that_works(tour: &Tour) {
     .await;
     let failed = tour.says("systemctl --failed --plain --no-legend").await;
     assert_eq!(failed, "");
+    let refused = tour.says("sudo dmesg | grep -F unsupported; true").await;
+    assert_eq!(refused, "");
     assert_eq!(tour.says("ps -o comm= -p 1").await, "systemd");
     assert_eq!(tour.says("stat -fc %T /sys/fs/cgroup").await, "cgroup2fs");
 }
