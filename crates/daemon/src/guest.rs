@@ -76,7 +76,7 @@ pub(crate) async fn send(
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(async move {
         // What goes wrong shows where the request is awaited, or its body read.
-        let _ = connection.await;
+        let _ = connection.with_upgrades().await;
     });
     let connection = AbortOnDropHandle::new(connection);
     let response = sender.send_request(request).await?;

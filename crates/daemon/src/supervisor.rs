@@ -362,6 +362,11 @@ impl Supervisor {
         Ok(handle)
     }
 
+    /// Runs what serves a client beyond its request. It ends by itself with the VM it is about.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
     /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.
     pub(crate) async fn stop(&self, force: bool) {
         let force = force || !self.graceful;

@@ -4,6 +4,7 @@ mod answer;
 mod info;
 mod listen;
 mod nodes;
+mod proxy;
 mod vm;
 
 pub(crate) use listen::bind;
@@ -50,7 +51,19 @@ impl Server {
             .route("/vm/{vm}/pause", post(vm::pause))
             .route("/vm/{vm}/resume", post(vm::resume))
             .route("/vm/{vm}/relaunch", post(vm::relaunch))
-            .route("/vm/{vm}/exec", post(vm::proxy))
+            .route("/vm/{vm}/exec", get(proxy::proxy).post(proxy::proxy))
+            .route("/vm/{vm}/exec/{id}", get(proxy::proxy).delete(proxy::proxy))
+            .route("/vm/{vm}/exec/{id}/logs", get(proxy::proxy))
+            .route("/vm/{vm}/exec/{id}/wait-exit", get(proxy::proxy))
+            .route("/vm/{vm}/exec/{id}/kill", post(proxy::proxy))
+            .route("/vm/{vm}/cp", get(proxy::proxy).post(proxy::proxy))
+            .route("/vm/{vm}/fs/readdir", get(proxy::proxy))
+            .route("/vm/{vm}/fs/stat", get(proxy::proxy))
+            .route("/vm/{vm}/fs/mkdir", post(proxy::proxy))
+            .route("/vm/{vm}/fs/remove", delete(proxy::proxy))
+            .route("/vm/{vm}/fs/watch", get(proxy::proxy))
+            .route("/vm/{vm}/shell", get(proxy::proxy))
+            .route("/vm/{vm}/forward", get(proxy::proxy))
             .fallback(unknown)
             .method_not_allowed_fallback(wrong_method)
             .with_state(supervisor.clone());

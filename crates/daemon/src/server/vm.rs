@@ -1,4 +1,4 @@
-//! One VM: what the daemon itself knows and does of it, and the streaming proxy to its agent.
+//! One VM: what the daemon itself knows and does of it.
 
 use super::answer::Failure;
 use super::nodes::json;
@@ -7,10 +7,9 @@ use crate::supervisor::Supervisor;
 use crate::vm::{Phase, VmHandle};
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use hyper::header::{self, HeaderName};
-use hyper::{Method, Uri};
+use hyper::Method;
 use slicer_api::{
     ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, ShutdownAction,
     ShutdownRequest,
@@ -48,7 +47,7 @@ pub(super) async fn detail(
 }
 
 /// The machine of a VM whose agent may be asked, or why not.
-fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
+pub(super) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
     let name = &vm.record.hostname;
     let view = vm.view.borrow();
     match (&view.phase, &view.machine) {
@@ -177,57 +176,4 @@ pub(super) async fn relaunch(
     let vm = supervisor.get(&name)?;
     vm.relaunch().await?;
     Ok(Json(vm.record.created()))
-}
-
-/// Headers that belong to one connection (RFC 9110, 7.6.1), and the client's token, which is none
-/// of the guest's business.
-const NOT_PASSED: [HeaderName; 7] = [
-    header::AUTHORIZATION,
-    header::CONNECTION,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
-/// Passes a request to the VM's agent and its answer back, both as they flow, undecoded.
-pub(super) async fn proxy(
-    State(supervisor): State_,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
-    let found = supervisor.get(&name).and_then(|vm| reachable(&vm));
-    let machine = match found {
-        Ok(machine) => machine,
-        Err(e) => return Failure(e).into_response_with(request.into_body()).await,
-    };
-    let (mut head, body) = request.into_parts();
-    // `/vm/{vm}` was matched, so the agent's path is what follows the third slash.
-    let path = head.uri.path().splitn(4, '/').nth(3).unwrap_or_default();
-    let query = head
-        .uri
-        .query()
-        .map(|q| format!("?{q}"))
-        .unwrap_or_default();
-    head.uri = match format!("/{path}{query}").parse::<Uri>() {
-        Ok(uri) => uri,
-        Err(e) => return Failure(ApiError::bad_request(e.to_string())).into_response(),
-    };
-    for name in NOT_PASSED {
-        head.headers.remove(name);
-    }
-    head.headers
-        .insert(header::HOST, header::HeaderValue::from_static("agent"));
-    head.extensions.clear();
-    match guest::send(&*machine, Request::from_parts(head, body)).await {
-        Ok(response) => {
-            let (mut head, body) = response.into_parts();
-            for name in NOT_PASSED {
-                head.headers.remove(name);
-            }
-            Response::from_parts(head, Body::new(body))
-        }
-        Err(e) => Failure(e.to_api(&name)).into_response(),
-    }
 }
