@@ -11,6 +11,7 @@ mod error;
 mod exec;
 mod guest;
 mod node;
+mod tags;
 
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
@@ -21,6 +22,7 @@ pub use node::{
     CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
     NodeNetwork, NodeStatus, Wait,
 };
+pub use tags::{Tags, TagsChange};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.
 pub type Timestamp = jiff::Timestamp;

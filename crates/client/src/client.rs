@@ -80,17 +80,17 @@ struct Inner {
     authorization: Option<HeaderValue>,
 }
 
-struct Call<'a> {
-    method: Method,
-    path: &'a str,
-    query: String,
-    json: Option<Bytes>,
-    limit: Duration,
-    max_answer: usize,
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    pub(crate) path: &'a str,
+    pub(crate) query: String,
+    pub(crate) json: Option<Bytes>,
+    pub(crate) limit: Duration,
+    pub(crate) max_answer: usize,
 }
 
 impl<'a> Call<'a> {
-    fn new(method: Method, path: &'a str) -> Self {
+    pub(crate) fn new(method: Method, path: &'a str) -> Self {
         Self {
             method,
             path,
@@ -101,24 +101,24 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn get(path: &'a str) -> Self {
+    pub(crate) fn get(path: &'a str) -> Self {
         Self::new(Method::GET, path)
     }
 
-    fn post(path: &'a str) -> Self {
+    pub(crate) fn post(path: &'a str) -> Self {
         Self::new(Method::POST, path)
     }
 
-    fn query(mut self, query: String) -> Self {
+    pub(crate) fn query(mut self, query: String) -> Self {
         self.query = query;
         self
     }
 
-    fn what(&self) -> String {
+    pub(crate) fn what(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 
-    fn json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Result<Self, ClientError> {
         let json = serde_json::to_vec(body).map_err(|source| ClientError::Decode {
             request: self.what(),
             source,
@@ -367,7 +367,10 @@ impl Client {
         Ok(nodes.pop().map(|n| n.hostname))
     }
 
-    async fn fetch<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, ClientError> {
+    pub(crate) async fn fetch<T: DeserializeOwned>(
+        &self,
+        call: Call<'_>,
+    ) -> Result<T, ClientError> {
         let what = call.what();
         let answer = self.call(call).await?;
         serde_json::from_slice(&answer).map_err(|source| ClientError::Decode {
@@ -377,14 +380,17 @@ impl Client {
     }
 
     /// Like `fetch`; `null` is an empty list, which Go servers may send.
-    async fn fetch_list<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<Vec<T>, ClientError> {
+    pub(crate) async fn fetch_list<T: DeserializeOwned>(
+        &self,
+        call: Call<'_>,
+    ) -> Result<Vec<T>, ClientError> {
         Ok(self
             .fetch::<Option<Vec<T>>>(call)
             .await?
             .unwrap_or_default())
     }
 
-    async fn call(&self, call: Call<'_>) -> Result<Bytes, ClientError> {
+    pub(crate) async fn call(&self, call: Call<'_>) -> Result<Bytes, ClientError> {
         let body = call.json.clone().map_or_else(empty_body, |json| {
             RequestBody::new(Full::new(json).map_err(|never| match never {}))
         });
@@ -404,7 +410,7 @@ impl Client {
     }
 
     /// Sends and gives back a 2xx answer's head; any other answer is an error.
-    async fn send(
+    pub(crate) async fn send(
         &self,
         call: &Call<'_>,
         body: RequestBody,
@@ -457,12 +463,12 @@ fn segment(text: &str) -> String {
     utf8_percent_encode(text, SEGMENT).to_string()
 }
 
-fn vm_path(hostname: &str, rest: &str) -> String {
+pub(crate) fn vm_path(hostname: &str, rest: &str) -> String {
     format!("/vm/{}{rest}", segment(hostname))
 }
 
 /// A duration in Go's grammar, rounded up to milliseconds so it never becomes "no time".
-fn go_millis(duration: Duration) -> String {
+pub(crate) fn go_millis(duration: Duration) -> String {
     format!("{}ms", duration.as_nanos().div_ceil(1_000_000))
 }
 

@@ -8,6 +8,7 @@ mod discover;
 mod error;
 mod exec;
 mod lines;
+mod tags;
 
 pub use client::{Client, NodeFilter};
 pub use discover::{

@@ -1,6 +1,7 @@
 //! Why the daemon could not start or do something.
 
 use crate::config::ConfigError;
+use slicer_api::ApiError;
 use slicer_image::ImageError;
 use slicer_machine::MachineError;
 use std::io;
@@ -71,6 +72,15 @@ impl DaemonError {
             action,
             path,
             source,
+        }
+    }
+
+    /// What a client is told whose request failed by it.
+    pub(crate) fn to_api(&self) -> ApiError {
+        if self.is_disk_full() {
+            ApiError::insufficient_storage(self.to_string())
+        } else {
+            ApiError::internal(self.to_string())
         }
     }
 

@@ -13,6 +13,7 @@ mod metrics;
 mod record;
 mod server;
 mod supervisor;
+mod tags;
 mod vm;
 mod workdir;
 

@@ -98,7 +98,7 @@ impl VmRecord {
         MacAddress(self.mac)
     }
 
-    pub(crate) fn node(&self, status: NodeStatus) -> Node {
+    pub(crate) fn node(&self, status: NodeStatus, tags: Vec<String>) -> Node {
         Node {
             hostname: self.hostname.clone(),
             hostgroup: self.group.clone(),
@@ -107,7 +107,7 @@ impl VmRecord {
             cpus: self.cpus,
             created_at: Some(self.created_at),
             arch: self.arch.clone(),
-            tags: self.tags.clone(),
+            tags,
             status,
             persistent: self.is_kept(),
         }

@@ -5,9 +5,10 @@ use crate::config::{Config, HostGroupConfig};
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
+use crate::tags;
 use crate::vm::{self, VmHandle, remove_files};
 use crate::workdir::WorkDir;
-use slicer_api::{ApiError, CreateNode, HostGroup};
+use slicer_api::{ApiError, CreateNode, HostGroup, TagsChange};
 use slicer_machine::{Arch, Hypervisor};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,9 +19,6 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-/// Longest tag, and most tags of a VM.
-const MAX_TAG: usize = 256;
-const MAX_TAGS: usize = 64;
 /// Smallest memory a guest boots with, bytes.
 const MIN_RAM: u64 = 128 << 20;
 /// Rounds of memory a machine is given, bytes.
@@ -58,6 +56,8 @@ pub(crate) struct Supervisor {
     pub(crate) metrics: Metrics,
     graceful: bool,
     stopping: AtomicBool,
+    /// Held while a VM is given its friendly name, which must be nobody else's.
+    naming: tokio::sync::Mutex<()>,
 }
 
 impl Supervisor {
@@ -95,6 +95,7 @@ impl Supervisor {
             metrics: Metrics::default(),
             graceful: config.graceful_shutdown,
             stopping: AtomicBool::new(false),
+            naming: tokio::sync::Mutex::default(),
         });
         this.recover().await?;
         this.start_configured()?;
@@ -295,14 +296,13 @@ impl Supervisor {
                 ApiError::bad_request(format!("invalid ip {text:?}: expected an IPv4 address"))
             })?),
         };
-        let internal = |e: DaemonError| {
-            if e.is_disk_full() {
-                ApiError::insufficient_storage(e.to_string())
-            } else {
-                ApiError::internal(e.to_string())
-            }
-        };
         let arch = self.shared.arch.go_name();
+        let named = request.tags.iter().any(|t| t.starts_with(tags::NAME));
+        let _naming = if named {
+            Some(self.naming.lock().await)
+        } else {
+            None
+        };
         // Name and address are taken in memory first, under the lock; nobody else can get them
         // while the record is made durable, and the launch begins only after that.
         let (record, handle, actor) = {
@@ -313,20 +313,13 @@ impl Supervisor {
             let ip = Self::free_address(&group.config, wanted, |ip| {
                 vms.values().any(|h| h.record.ip == ip)
             })?;
-            if let Some(tag) = request.tags.iter().find(|t| t.starts_with("name=")) {
-                let name = &tag["name=".len()..];
-                if vms.contains_key(name) || vms.values().any(|h| h.record.tags.contains(tag)) {
-                    return Err(ApiError::conflict(format!(
-                        "a VM named {name:?} exists already"
-                    )));
-                }
-            }
+            check_name(&vms, &request.tags)?;
             let name = (1..=u32::MAX)
                 .map(|n| format!("{}-{n}", group.config.name))
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
             let record = VmRecord::new(&group.config, name.clone(), ip, arch, request);
-            let record = record.map_err(internal)?;
+            let record = record.map_err(|e| e.to_api())?;
             let network = (group.config.network.gateway, group.config.network.prefix);
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
@@ -358,8 +351,22 @@ impl Supervisor {
         let saved = rx
             .await
             .unwrap_or(Err(DaemonError::Internal("writing a record")));
-        saved.map_err(internal)?;
+        saved.map_err(|e| e.to_api())?;
         Ok(handle)
+    }
+
+    /// Changes a VM's tags.
+    pub(crate) async fn change_tags(
+        &self,
+        vm: &VmHandle,
+        change: TagsChange,
+    ) -> Result<Vec<String>, ApiError> {
+        let _naming = self.naming.lock().await;
+        let has = vm.tags();
+        let new = change.add.iter().flatten().filter(|t| !has.contains(t));
+        let new: Vec<String> = new.cloned().collect();
+        check_name(&self.shared.vms(), &new)?;
+        vm.change_tags(change).await
     }
 
     /// Runs what serves a client beyond its request. It ends by itself with the VM it is about.
@@ -397,6 +404,20 @@ fn index(group: &str, hostname: &str) -> Option<u32> {
         .strip_prefix('-')?
         .parse()
         .ok()
+}
+
+/// Refuses a friendly name among `tags` that is another VM's.
+fn check_name(vms: &BTreeMap<String, VmHandle>, tags: &[String]) -> Result<(), ApiError> {
+    let Some(tag) = tags.iter().find(|t| t.starts_with(tags::NAME)) else {
+        return Ok(());
+    };
+    let name = &tag[tags::NAME.len()..];
+    if vms.contains_key(name) || vms.values().any(|h| h.tags().contains(tag)) {
+        return Err(ApiError::conflict(format!(
+            "a VM named {name:?} exists already"
+        )));
+    }
+    Ok(())
 }
 
 /// Checks what a create asks for against its group and this milestone's abilities.
@@ -450,71 +471,12 @@ fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> 
              don't have",
         ));
     }
-    check_tags(&request.tags)
-}
-
-/// Tags are free-form lines; `name=` holds a friendly name, a DNS label that can't be mistaken for
-/// a hostname.
-fn check_tags(tags: &[String]) -> Result<(), ApiError> {
-    let bad = |text: String| Err(ApiError::bad_request(text));
-    if tags.len() > MAX_TAGS {
-        return bad(format!("more than {MAX_TAGS} tags"));
-    }
-    if let Some(tag) = tags
-        .iter()
-        .find(|t| t.is_empty() || t.len() > MAX_TAG || t.chars().any(char::is_control))
-    {
-        let tag: String = tag.chars().take(64).collect();
-        return bad(format!(
-            "invalid tag {tag:?}: expected 1 to {MAX_TAG} printable characters"
-        ));
-    }
-    let names: Vec<&str> = tags
-        .iter()
-        .filter_map(|t| t.strip_prefix("name="))
-        .collect();
-    let [name] = names[..] else {
-        return if names.is_empty() {
-            Ok(())
-        } else {
-            bad("more than one name= tag".into())
-        };
-    };
-    let label = !name.is_empty()
-        && name.len() <= 63
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    let generated = name
-        .rsplit_once('-')
-        .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
-    if !label || generated {
-        return bad(format!(
-            "invalid name {name:?}: use lowercase letters, digits and dashes, at most 63, and not \
-             the form GROUP-NUMBER"
-        ));
-    }
-    Ok(())
+    tags::check(&request.tags)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_labels_that_no_hostname_is() {
-        for name in ["a", "builder", "my-vm", "x1", "a-b1"] {
-            check_tags(&[format!("name={name}"), "k=v".into()]).unwrap();
-        }
-        for name in ["", "A", "-a", "a-", "sbox-1", "a.b", "ä", &"x".repeat(64)] {
-            assert!(check_tags(&[format!("name={name}")]).is_err(), "{name}");
-        }
-        assert!(check_tags(&["name=a".into(), "name=b".into()]).is_err());
-        assert!(check_tags(&["a\nb".into()]).is_err());
-        assert!(check_tags(&vec!["x".to_owned(); 65]).is_err());
-    }
 
     #[test]
     fn numbers_are_read_off_hostnames() {

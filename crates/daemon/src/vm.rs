@@ -6,7 +6,10 @@ use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
-use slicer_api::{ApiError, Identity, NetworkIdentity, NodeStatus, ShutdownAction};
+use crate::tags;
+use slicer_api::{
+    ApiError, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
+};
 use slicer_machine::{
     Boot, Disk, DiskFormat, Machine, MachineError, MachineSpec, MachineState, StopReason,
     UserNetwork,
@@ -51,6 +54,7 @@ pub(crate) struct View {
     /// The guest is sane and knows who it is.
     pub(crate) ready: bool,
     pub(crate) machine: Option<Arc<dyn Machine>>,
+    pub(crate) tags: Arc<Vec<String>>,
 }
 
 impl View {
@@ -71,6 +75,7 @@ enum Command {
     Shutdown(ShutdownAction, Reply),
     Relaunch(Reply),
     Delete(Reply),
+    Tags(TagsChange, oneshot::Sender<Result<Vec<String>, ApiError>>),
     /// The daemon stops: shut down what is kept, delete the rest. `force` switches off at once.
     Retire {
         force: bool,
@@ -81,17 +86,41 @@ enum Command {
 /// What everybody but the actor holds of a VM.
 #[derive(Clone)]
 pub(crate) struct VmHandle {
+    /// As it was when the VM was made or found; its tags may have changed since.
     pub(crate) record: Arc<VmRecord>,
     mailbox: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
 }
 
 impl VmHandle {
-    async fn call(&self, make: impl FnOnce(Reply) -> Command) -> Result<(), ApiError> {
-        let gone = || ApiError::not_found(format!("VM {:?} not found", self.record.hostname));
+    /// The tags it has now.
+    pub(crate) fn tags(&self) -> Arc<Vec<String>> {
+        self.view.borrow().tags.clone()
+    }
+
+    /// The VM as lists show it.
+    pub(crate) fn node(&self) -> Node {
+        let view = self.view.borrow();
+        self.record.node(view.status(), view.tags.to_vec())
+    }
+
+    /// Changes its tags; answers with all it has then, once they are durable.
+    pub(crate) async fn change_tags(&self, change: TagsChange) -> Result<Vec<String>, ApiError> {
         let (tx, rx) = oneshot::channel();
-        self.mailbox.send(make(tx)).await.map_err(|_| gone())?;
-        rx.await.map_err(|_| gone())?
+        let sent = self.mailbox.send(Command::Tags(change, tx)).await;
+        sent.map_err(|_| self.gone())?;
+        rx.await.map_err(|_| self.gone())?
+    }
+
+    fn gone(&self) -> ApiError {
+        ApiError::not_found(format!("VM {:?} not found", self.record.hostname))
+    }
+
+    async fn call(&self, make: impl FnOnce(Reply) -> Command) -> Result<(), ApiError> {
+        let (tx, rx) = oneshot::channel();
+        let sent = self.mailbox.send(make(tx)).await;
+        sent.map_err(|_| self.gone())?;
+        rx.await.map_err(|_| self.gone())?
     }
 
     pub(crate) async fn pause(&self) -> Result<(), ApiError> {
@@ -172,6 +201,7 @@ pub(crate) fn actor(
         phase,
         ready: false,
         machine: None,
+        tags: Arc::new(record.tags.clone()),
     });
     let handle = VmHandle {
         record: Arc::new(record.clone()),
@@ -348,6 +378,9 @@ impl Vm {
                 let _ = reply.send(done);
                 return !failed;
             }
+            Command::Tags(change, reply) => {
+                let _ = reply.send(self.change_tags(&change).await);
+            }
             Command::Retire { force, reply } => return self.retire(force, reply, tasks).await,
         }
         false
@@ -378,6 +411,18 @@ impl Vm {
                 true
             }
         }
+    }
+
+    async fn change_tags(&mut self, change: &TagsChange) -> Result<Vec<String>, ApiError> {
+        let before = self.record.tags.clone();
+        self.record.tags = tags::apply(change, &before, self.record.configured)?;
+        if let Err(e) = self.save().await {
+            self.record.tags = before;
+            return Err(e.to_api());
+        }
+        let tags = self.record.tags.clone();
+        self.view.send_modify(|v| v.tags = Arc::new(tags.clone()));
+        Ok(tags)
     }
 
     async fn switch_off(&mut self) -> Result<(), ApiError> {

@@ -2,6 +2,7 @@
 //! as they are told to.
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+use hyper::Method;
 use slicer_api::{CreateNode, Endpoint, ExecRequest, Node, NodeStatus, ShutdownAction, Wait};
 use slicer_client::{Client, NodeFilter};
 use slicer_daemon::Daemon;
@@ -214,6 +215,47 @@ async fn one_shut_down_while_it_is_launched() {
     // Its name is free.
     place.hypervisor.script("sbox-1", FakeGuest::good());
     assert_eq!(ready(&client, &CreateNode::default()).await, "sbox-1");
+    stop(daemon).await;
+}
+
+#[tokio::test]
+async fn tags_change_and_last() {
+    let place = Place::new([SLICER, SBOX]);
+    let daemon = place.start().await;
+    let client = place.client();
+    let request = CreateNode {
+        tags: vec!["name=db".into(), "a=1".into()],
+        ..persistent()
+    };
+    ready(&client, &request).await;
+    let patch = async |vm: &str, body: &str| {
+        let target = format!("/vm/{vm}/tags");
+        let body = body.to_owned();
+        place.raw().send(Method::PATCH, &target, body).await
+    };
+    let answer = patch("sbox-1", r#"{"add":["b"],"remove":["a=1"]}"#).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let expected = serde_json::json!({"hostname": "sbox-1", "tags": ["name=db", "b"]});
+    assert_eq!(answer.json(), expected);
+    let listed = place.raw().get("/nodes?tag=b").await.json();
+    assert_eq!(listed[0]["tags"], expected["tags"]);
+    for (vm, body, status) in [
+        ("sbox-1", "{}", 400),
+        ("sbox-1", r#"{"remove":["name=db"]}"#, 400),
+        ("sbox-1", r#"{"replace":[],"add":[]}"#, 400),
+        ("slicer-1", r#"{"add":["name=db"]}"#, 409),
+        ("sbox-9", r#"{"add":["x"]}"#, 404),
+        ("slicer-1", r#"{"add":["name=home"]}"#, 200),
+        ("slicer-1", r#"{"add":["name=other"]}"#, 400),
+    ] {
+        let answer = patch(vm, body).await;
+        assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text());
+    }
+    let taken = place.raw().post(NODES, r#"{"tags":["name=home"]}"#).await;
+    assert_eq!(taken.status, 409);
+    stop(daemon).await;
+    let daemon = place.start().await;
+    assert_eq!(place.raw().get("/vm/sbox-1/tags").await.json(), expected);
     stop(daemon).await;
 }
 

@@ -47,6 +47,7 @@ impl Server {
             .route("/vm/{vm}", get(vm::detail))
             .route("/vm/{vm}/health", get(vm::health))
             .route("/vm/{vm}/logs", get(vm::logs))
+            .route("/vm/{vm}/tags", get(vm::tags).patch(vm::change_tags))
             .route("/vm/{vm}/shutdown", post(vm::shutdown))
             .route("/vm/{vm}/pause", post(vm::pause))
             .route("/vm/{vm}/resume", post(vm::resume))

@@ -46,16 +46,14 @@ fn list(
         ));
     }
     let nodes = supervisor.list().into_iter().filter(|vm| {
-        let tags = &vm.record.tags;
+        let tags = vm.tags();
         group.is_none_or(|g| vm.record.group == g)
             && tag.as_ref().is_none_or(|t| tags.contains(t))
             && prefix
                 .as_ref()
                 .is_none_or(|p| tags.iter().any(|t| t.starts_with(p.as_str())))
     });
-    Ok(nodes
-        .map(|vm| vm.record.node(vm.view.borrow().status()))
-        .collect())
+    Ok(nodes.map(|vm| vm.node()).collect())
 }
 
 pub(super) async fn all(

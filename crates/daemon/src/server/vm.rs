@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use slicer_api::{
     ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, ShutdownAction,
-    ShutdownRequest,
+    ShutdownRequest, Tags, TagsChange,
 };
 use slicer_machine::Machine;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) async fn detail(
         allow: Some(Vec::new()),
         drop: Some(Vec::new()),
     };
-    let node = vm.record.node(vm.view.borrow().status());
+    let node = vm.node();
     Ok(Json(NodeDetail {
         node,
         storage: "image".to_owned(),
@@ -123,6 +123,31 @@ pub(super) async fn logs(
         hostname: name,
         lines,
         content,
+    }))
+}
+
+pub(super) async fn tags(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<Json<Tags>, Failure> {
+    let tags = supervisor.get(&name)?.tags().to_vec();
+    Ok(Json(Tags {
+        hostname: name,
+        tags,
+    }))
+}
+
+pub(super) async fn change_tags(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<Tags>, Failure> {
+    let vm = supervisor.get(&name)?;
+    let change = json::<TagsChange>(body).await?;
+    let tags = supervisor.change_tags(&vm, change).await?;
+    Ok(Json(Tags {
+        hostname: name,
+        tags,
     }))
 }
 
