@@ -14,6 +14,7 @@ pub(crate) mod ready;
 pub(crate) mod relaunch;
 pub(crate) mod resume;
 pub(crate) mod shutdown;
+pub(crate) mod tag;
 pub(crate) mod up;
 pub(crate) mod version;
 pub(crate) mod vm;

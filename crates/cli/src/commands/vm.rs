@@ -2,7 +2,7 @@
 
 use super::{
     add::Add, delete::Delete, exec::Exec, group::Group, health::Health, list::List, logs::Logs,
-    pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown,
+    pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown, tag::Tag,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -25,6 +25,8 @@ pub(crate) enum Vm {
     Shutdown(Shutdown),
     Relaunch(Relaunch),
     Delete(Delete),
+    #[command(subcommand)]
+    Tag(Tag),
 }
 
 impl Vm {
@@ -42,6 +44,7 @@ impl Vm {
             Self::Shutdown(c) => c.run(connection).await,
             Self::Relaunch(c) => c.run(connection).await,
             Self::Delete(c) => c.run(connection).await,
+            Self::Tag(c) => c.run(connection).await,
         }
     }
 }

@@ -209,6 +209,22 @@ async fn tags(tour: &Tour) {
         list[0]["tags"],
         serde_json::json!(["drive=1", "team=web/a b"])
     );
+    for (command, left) in [
+        (
+            "add VM --tag x=1 --tag y",
+            "drive=1\nteam=web/a b\nx=1\ny\n",
+        ),
+        (
+            "remove VM --tag drive=1 --tag none",
+            "team=web/a b\nx=1\ny\n",
+        ),
+        ("replace VM --tag z", "z\n"),
+        ("list VM", "z\n"),
+        ("replace VM", ""),
+    ] {
+        let line = format!("vm tag {}", command.replace("VM", &vm));
+        assert_eq!(tour.cli(&line).await.text(), left, "{line}");
+    }
     assert_eq!(
         raw.send(Method::DELETE, &format!("{NODES}/{vm}"), "")
             .await
