@@ -84,7 +84,7 @@ impl Tag {
         let text = if list.json {
             output::json(&tags)?
         } else {
-            tags.tags.iter().map(|t| format!("{t}\n")).collect()
+            tags.tags.iter().flat_map(|t| [t, "\n"]).collect()
         };
         output::print(&text).await?;
         Ok(0)
