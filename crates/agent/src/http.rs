@@ -101,7 +101,15 @@ pub(crate) fn method_not_allowed(path: &str, allowed: &'static str) -> Answer {
 pub(crate) async fn read_json<T: DeserializeOwned>(
     body: hyper::body::Incoming,
 ) -> Result<Option<T>, ApiError> {
-    let bytes = Limited::new(body, BODY_LIMIT)
+    read_json_up_to(body, BODY_LIMIT).await
+}
+
+/// Reads a JSON body of at most `limit` bytes; an empty one is `None`.
+pub(crate) async fn read_json_up_to<T: DeserializeOwned>(
+    body: hyper::body::Incoming,
+    limit: usize,
+) -> Result<Option<T>, ApiError> {
+    let bytes = Limited::new(body, limit)
         .collect()
         .await
         .map_err(|e| ApiError::bad_request(format!("cannot read the body: {e}")))?

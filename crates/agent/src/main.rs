@@ -19,6 +19,7 @@ mod net;
 mod port;
 mod power;
 mod ready;
+mod secrets;
 mod server;
 mod supervise;
 mod sys;

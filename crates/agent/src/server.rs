@@ -4,7 +4,7 @@ use crate::http::{self, Answer};
 use crate::init::GuestInit;
 use crate::ready::Readiness;
 use crate::users::Users;
-use crate::{exec, identity, log, power};
+use crate::{exec, identity, log, power, secrets};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::IntoDeserializer;
 use serde_json::json;
-use slicer_api::{ApiError, Health, Identity, ShutdownAction, ShutdownRequest};
+use slicer_api::{ApiError, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest};
 use slicer_channel::ChannelStream;
 use std::convert::Infallible;
 use std::path::Path;
@@ -45,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) users: Users,
     /// Held while an identity is applied, so that two can't mix.
     identity: Mutex<Option<Identity>>,
+    /// Held while secrets are written.
+    secrets: Mutex<()>,
     /// Whether modules that are loaded in the background are, the network's among them.
     pub(crate) modules_loaded: watch::Sender<bool>,
     /// Told when an agent whose scope is a process shall end.
@@ -62,6 +64,7 @@ impl Agent {
             readiness: Readiness::default(),
             users: Users::new(Path::new("/etc")),
             identity: Mutex::new(None),
+            secrets: Mutex::new(()),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
             tasks: TaskTracker::new(),
@@ -107,8 +110,10 @@ impl Agent {
             }
             "/exec" if method == Method::POST => return exec::handle(&self, request),
             "/identity" if method == Method::POST => self.identify(request).await,
+            "/secrets" if method == Method::PUT => self.take_secrets(request).await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
+            path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/identity" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
             }
@@ -177,6 +182,20 @@ impl Agent {
         }
         *held = Some(identity);
         self.readiness.set_identified();
+        Ok(http::json(&json!({})))
+    }
+
+    async fn take_secrets(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
+        let given: GuestSecrets = http::read_json_up_to(request.into_body(), secrets::BODY_LIMIT)
+            .await?
+            .ok_or_else(|| ApiError::bad_request("secrets are expected in the body"))?;
+        // One after the other, or an older set could win.
+        let _lock = self.secrets.lock().await;
+        if let Scope::Guest(_) = self.scope {
+            let write = move || secrets::apply(Path::new(secrets::DIR), given);
+            let written = tokio::task::spawn_blocking(write).await;
+            written.unwrap_or_else(|_| Err(ApiError::internal("writing secrets failed")))?;
+        }
         Ok(http::json(&json!({})))
     }
 

@@ -11,6 +11,7 @@ mod error;
 mod exec;
 mod guest;
 mod node;
+mod secrets;
 mod tags;
 
 pub use duration::{DurationError, format_duration, parse_duration};
@@ -21,6 +22,10 @@ pub use guest::{Health, Identity, NetworkIdentity, ShutdownAction, ShutdownReque
 pub use node::{
     CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
     NodeNetwork, NodeStatus, Wait,
+};
+pub use secrets::{
+    CreateSecret, GuestSecret, GuestSecrets, Secret, UpdateSecret, is_secret_name,
+    parse_permissions,
 };
 pub use tags::{Tags, TagsChange};
 

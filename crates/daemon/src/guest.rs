@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use slicer_api::{ApiError, Health, Identity, ShutdownAction, ShutdownRequest};
+use slicer_api::{ApiError, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest};
 use slicer_machine::{Machine, MachineError};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -130,6 +130,17 @@ async fn within<T>(
 pub(crate) async fn identify(machine: &dyn Machine, identity: &Identity) -> Result<(), GuestError> {
     let body = serde_json::to_vec(identity).unwrap_or_default();
     within(IDENTIFY_TIME, ask(machine, Method::POST, "/identity", body))
+        .await
+        .map(drop)
+}
+
+/// Gives the agent all secrets its guest may see.
+pub(crate) async fn give_secrets(
+    machine: &dyn Machine,
+    secrets: &GuestSecrets,
+) -> Result<(), GuestError> {
+    let body = serde_json::to_vec(secrets).unwrap_or_default();
+    within(ASK_TIME, ask(machine, Method::PUT, "/secrets", body))
         .await
         .map(drop)
 }

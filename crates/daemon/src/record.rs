@@ -28,6 +28,9 @@ pub(crate) struct VmRecord {
     pub(crate) tags: Vec<String>,
     #[serde(default)]
     pub(crate) ssh_keys: Vec<String>,
+    /// The secrets it may see; none is all.
+    #[serde(default)]
+    pub(crate) secrets: Option<Vec<String>>,
     /// The reference of the image it was made from.
     pub(crate) image: String,
     /// The format of its disk, once it has one.
@@ -84,6 +87,7 @@ impl VmRecord {
             configured: false,
             tags: request.tags.clone(),
             ssh_keys: keys.cloned().collect(),
+            secrets: request.secrets.clone(),
             image: group.image.clone(),
             disk: None,
         })
@@ -185,6 +189,7 @@ mod tests {
             configured: false,
             tags: vec!["a=b".into()],
             ssh_keys: vec![],
+            secrets: None,
             image: "oci:/x".into(),
             disk: Some(DiskKind::Qcow2),
         }

@@ -5,6 +5,7 @@ use crate::config::{Config, HostGroupConfig};
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
+use crate::secrets::Secrets;
 use crate::tags;
 use crate::vm::{self, VmHandle, remove_files};
 use crate::workdir::WorkDir;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) work: Arc<WorkDir>,
     pub(crate) hypervisor: Arc<dyn Hypervisor>,
     pub(crate) arch: Arch,
+    pub(crate) secrets: Arc<Secrets>,
     vms: Mutex<BTreeMap<String, VmHandle>>,
 }
 
@@ -83,6 +85,7 @@ impl Supervisor {
             })
             .collect();
         let shared = Arc::new(Shared {
+            secrets: Arc::new(Secrets::open(work.root())?),
             work,
             hypervisor,
             arch,
@@ -223,6 +226,10 @@ impl Supervisor {
         })
     }
 
+    pub(crate) fn secrets(&self) -> Arc<Secrets> {
+        self.shared.secrets.clone()
+    }
+
     pub(crate) fn work(&self) -> &WorkDir {
         &self.shared.work
     }
@@ -290,6 +297,11 @@ impl Supervisor {
             return Err(ApiError::not_found("host group not found"));
         };
         check(&group.config, request)?;
+        if let Some(names) = request.secrets.clone().filter(|names| !names.is_empty()) {
+            let secrets = self.secrets();
+            let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
+            checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
+        }
         let wanted = match request.ip.split('/').next().unwrap_or_default() {
             "" => None,
             text => Some(text.parse().map_err(|_| {
@@ -461,9 +473,6 @@ fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> 
     }
     if !request.import_user.is_empty() {
         return refuse("import_user");
-    }
-    if request.secrets.as_ref().is_some_and(|s| !s.is_empty()) {
-        return refuse("secrets");
     }
     if request.network.as_ref().is_some_and(|n| !n.is_empty()) {
         return Err(ApiError::bad_request(

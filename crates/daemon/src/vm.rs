@@ -2,13 +2,14 @@
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
 use crate::DaemonError;
+use crate::grant::{Grant, keep_secrets};
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::tags;
 use slicer_api::{
-    ApiError, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
+    ApiError, GuestSecrets, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
 };
 use slicer_machine::{
     Boot, Disk, DiskFormat, Machine, MachineError, MachineSpec, MachineState, StopReason,
@@ -508,7 +509,26 @@ impl Vm {
                     v.phase = Phase::Running;
                 });
                 let identity = self.identity();
-                tasks.spawn(async move { Progress::Ready(bring_up(&*machine, identity).await) });
+                let grant = Grant {
+                    store: self.shared.secrets.clone(),
+                    names: self.record.secrets.clone(),
+                };
+                // From before the first are given: no change after that is missed.
+                let changes = grant.store.changes();
+                let keeper = keep_secrets(
+                    name,
+                    machine.clone(),
+                    grant.clone(),
+                    changes,
+                    self.view.subscribe(),
+                );
+                tasks.spawn(async move {
+                    keeper.await;
+                    std::future::pending().await
+                });
+                tasks.spawn(
+                    async move { Progress::Ready(bring_up(&*machine, identity, &grant).await) },
+                );
             }
             Progress::Launched(Err(e)) => return self.failed(&e).await,
             Progress::Ready(Ok(())) => {
@@ -787,7 +807,11 @@ fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
 }
 
 /// Tells the agent who it is as soon as it answers, then waits until the guest is ready.
-async fn bring_up(machine: &dyn Machine, mut identity: Identity) -> Result<(), String> {
+async fn bring_up(
+    machine: &dyn Machine,
+    mut identity: Identity,
+    grant: &Grant,
+) -> Result<(), String> {
     let work = async {
         let mut tries = 0;
         loop {
@@ -798,11 +822,22 @@ async fn bring_up(machine: &dyn Machine, mut identity: Identity) -> Result<(), S
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default();
             identity.clock_unix_nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-            let outcome = match guest::identify(machine, &identity).await {
-                Ok(()) => guest::wait_ready(machine).await,
-                Err(e) => Err(e),
+            let outcome = async {
+                // Before users are let in, which an identity does.
+                let secrets = match grant.read().await {
+                    Ok(secrets) => secrets,
+                    Err(e) => {
+                        warn!("{}: it gets no secrets: {e}", identity.hostname);
+                        GuestSecrets::default()
+                    }
+                };
+                if !secrets.secrets.is_empty() {
+                    guest::give_secrets(machine, &secrets).await?;
+                }
+                guest::identify(machine, &identity).await?;
+                guest::wait_ready(machine).await
             };
-            match outcome {
+            match outcome.await {
                 Ok(()) => return Ok(()),
                 Err(guest::GuestError::Machine(e @ MachineError::Gone { .. })) => {
                     return Err(e.to_string());

@@ -5,6 +5,7 @@ mod info;
 mod listen;
 mod nodes;
 mod proxy;
+mod secrets;
 mod vm;
 
 pub(crate) use listen::bind;
@@ -14,7 +15,7 @@ use crate::supervisor::Supervisor;
 use answer::Failure;
 use axum::Router;
 use axum::body::Body;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 use hyper::{Method, Request, Response, Uri, header};
 use slicer_api::ApiError;
 use std::sync::Arc;
@@ -44,6 +45,11 @@ impl Server {
             .route("/hostgroup/{group}/nodes/{vm}", delete(nodes::delete))
             .route("/nodes", get(nodes::all))
             .route("/devices", get(nodes::all))
+            .route("/secrets", get(secrets::list).post(secrets::create))
+            .route(
+                "/secrets/{name}",
+                patch(secrets::update).delete(secrets::remove),
+            )
             .route("/vm/{vm}", get(vm::detail))
             .route("/vm/{vm}/health", get(vm::health))
             .route("/vm/{vm}/logs", get(vm::logs))
