@@ -5,20 +5,33 @@
 //! most of the details: timestamps are RFC 3339 strings, integers are JSON integers, uptimes are
 //! integer nanoseconds.
 
+mod cp;
 mod duration;
 mod endpoint;
 mod error;
 mod exec;
+mod glob;
 mod guest;
+mod manifest;
 mod node;
 mod secrets;
 mod tags;
 
+pub use cp::{
+    CopyIn, CopyMode, CopyOut, FILE_MODE_HEADER, Found, OCTETS, Placement, PlacementError,
+    SOURCE_NAME_HEADER, SOURCE_TYPE_HEADER, SourceType, TAR, UNPACKED_SIZE_HEADER, is_plain_name,
+    permissions, place,
+};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};
 pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
+pub use glob::{Excludes, Glob, GlobError};
 pub use guest::{Health, Identity, NetworkIdentity, ShutdownAction, ShutdownRequest};
+pub use manifest::{
+    CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
+    chunk_path, is_session_name,
+};
 pub use node::{
     CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
     NodeNetwork, NodeStatus, Wait,
