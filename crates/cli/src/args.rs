@@ -2,7 +2,7 @@
 
 use crate::commands::{
     completion::Completion, exec::Exec, info::Info, list::List, logs::Logs, relaunch::Relaunch,
-    up::Up, version::Version, vm::Vm,
+    secret::Secret, up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Exec(Exec),
     Logs(Logs),
     Relaunch(Relaunch),
+    #[command(subcommand)]
+    Secret(Secret),
     Info(Info),
     Version(Version),
     Completion(Completion),

@@ -85,7 +85,9 @@ impl CliError {
             Self::Client(ClientError::Api { status: 401, .. }) => {
                 Some("give the daemon's token with --token, --token-file or SLICER_TOKEN")
             }
-            Self::Client(e) if e.is_not_found() => Some("`slicer vm list` shows all VMs"),
+            Self::Client(e) if e.is_not_found() && e.to_string().contains("VM") => {
+                Some("`slicer vm list` shows all VMs")
+            }
             Self::ManyGroups(_) => Some("`slicer vm group` shows what each of them gives a VM"),
             Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("put it beside this command or on the PATH")

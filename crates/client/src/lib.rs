@@ -8,6 +8,7 @@ mod discover;
 mod error;
 mod exec;
 mod lines;
+mod secrets;
 mod tags;
 
 pub use client::{Client, NodeFilter};

@@ -13,6 +13,7 @@ pub(crate) mod pause;
 pub(crate) mod ready;
 pub(crate) mod relaunch;
 pub(crate) mod resume;
+pub(crate) mod secret;
 pub(crate) mod shutdown;
 pub(crate) mod tag;
 pub(crate) mod up;
@@ -35,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Exec(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
+        Command::Secret(c) => block_on(c.run(connection)),
         Command::Info(c) => block_on(c.run(connection)),
     }
 }
