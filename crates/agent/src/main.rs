@@ -24,6 +24,7 @@ mod server;
 mod supervise;
 mod sys;
 mod units;
+mod userdata;
 mod users;
 mod worker;
 

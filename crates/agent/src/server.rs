@@ -3,6 +3,7 @@
 use crate::http::{self, Answer};
 use crate::init::GuestInit;
 use crate::ready::Readiness;
+use crate::userdata::{State, Userdata};
 use crate::users::Users;
 use crate::{exec, identity, log, power, secrets};
 use hyper::body::Incoming;
@@ -26,6 +27,9 @@ use tokio_util::task::TaskTracker;
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
 const HEAD_LIMIT: usize = 128 << 10;
 
+/// Bytes an identity may have, userdata included.
+const IDENTITY_LIMIT: usize = 4 << 20;
+
 /// What the agent is the agent of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -45,6 +49,8 @@ pub(crate) struct Agent {
     pub(crate) users: Users,
     /// Held while an identity is applied, so that two can't mix.
     identity: Mutex<Option<Identity>>,
+    /// What the guest shall run at its first boot.
+    userdata: Userdata,
     /// Held while secrets are written.
     secrets: Mutex<()>,
     /// Whether modules that are loaded in the background are, the network's among them.
@@ -64,6 +70,7 @@ impl Agent {
             readiness: Readiness::default(),
             users: Users::new(Path::new("/etc")),
             identity: Mutex::new(None),
+            userdata: Userdata::default(),
             secrets: Mutex::new(()),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
@@ -139,9 +146,13 @@ impl Agent {
         for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             match (&*key, &*value) {
                 ("wait", "ready") => self.readiness.ready().await,
+                ("wait", "userdata") => {
+                    self.readiness.ready().await;
+                    self.userdata.done().await;
+                }
                 ("wait", other) => {
                     return Err(ApiError::bad_request(format!(
-                        "invalid wait {other:.64?}: expected ready"
+                        "invalid wait {other:.64?}: expected ready or userdata"
                     )));
                 }
                 _ => {}
@@ -155,6 +166,7 @@ impl Agent {
             ),
             None => Default::default(),
         };
+        let userdata = self.userdata.state();
         let uptime = clock_gettime(ClockId::Boottime);
         let uptime = Duration::try_from(uptime).unwrap_or_default();
         Ok(http::json(&Health {
@@ -163,14 +175,17 @@ impl Agent {
             agent_uptime: nanos(self.started.elapsed()).max(1),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             system_uptime: nanos(uptime),
-            userdata_ran: true,
-            userdata_exit_code: None,
+            userdata_ran: matches!(userdata, State::Done(_)),
+            userdata_exit_code: match userdata {
+                State::Done(code) => code,
+                State::Unknown | State::Running => None,
+            },
             ip: ip.unwrap_or_default(),
         }))
     }
 
-    async fn identify(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
-        let identity: Identity = http::read_json(request.into_body())
+    async fn identify(self: &Arc<Self>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+        let identity: Identity = http::read_json_up_to(request.into_body(), IDENTITY_LIMIT)
             .await?
             .ok_or_else(|| ApiError::bad_request("an identity is expected in the body"))?;
         identity::check(&identity)?;
@@ -180,9 +195,26 @@ impl Agent {
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
+        match self.scope {
+            Scope::Guest(init) => self.start_userdata(identity.userdata.as_deref(), init),
+            Scope::Process => drop(self.userdata.set(None, false)),
+        }
         *held = Some(identity);
         self.readiness.set_identified();
         Ok(http::json(&json!({})))
+    }
+
+    fn start_userdata(self: &Arc<Self>, script: Option<&str>, init: GuestInit) {
+        let script = script.filter(|s| !s.trim().is_empty());
+        if self.userdata.set(script, true)
+            && let Some(script) = script.map(str::to_owned)
+        {
+            let agent = Arc::clone(self);
+            self.tasks.spawn(async move {
+                agent.readiness.ready().await;
+                agent.userdata.run(&script, init, agent.users.get()).await;
+            });
+        }
     }
 
     async fn take_secrets(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {

@@ -152,6 +152,13 @@ pub(crate) async fn wait_ready(machine: &dyn Machine) -> Result<(), GuestError> 
         .map(drop)
 }
 
+/// Waits until the guest's userdata has run, or there is none; the caller bounds it.
+pub(crate) async fn wait_userdata(machine: &dyn Machine) -> Result<(), GuestError> {
+    ask(machine, Method::GET, "/health?wait=userdata", Vec::new())
+        .await
+        .map(drop)
+}
+
 /// The agent's health, without hostname and address.
 pub(crate) async fn health(machine: &dyn Machine) -> Result<Health, GuestError> {
     let bytes = within(

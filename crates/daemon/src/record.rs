@@ -28,6 +28,9 @@ pub(crate) struct VmRecord {
     pub(crate) tags: Vec<String>,
     #[serde(default)]
     pub(crate) ssh_keys: Vec<String>,
+    /// What it runs at its first boot.
+    #[serde(default)]
+    pub(crate) userdata: String,
     /// The secrets it may see; none is all.
     #[serde(default)]
     pub(crate) secrets: Option<Vec<String>>,
@@ -87,6 +90,7 @@ impl VmRecord {
             configured: false,
             tags: request.tags.clone(),
             ssh_keys: keys.cloned().collect(),
+            userdata: request.userdata.clone(),
             secrets: request.secrets.clone(),
             image: group.image.clone(),
             disk: None,
@@ -189,6 +193,7 @@ mod tests {
             configured: false,
             tags: vec!["a=b".into()],
             ssh_keys: vec![],
+            userdata: String::new(),
             secrets: None,
             image: "oci:/x".into(),
             disk: Some(DiskKind::Qcow2),

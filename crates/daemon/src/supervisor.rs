@@ -1,7 +1,7 @@
 //! All VMs: who there is, who may come, who goes.
 
 use crate::DaemonError;
-use crate::config::{Config, HostGroupConfig};
+use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+/// Longest userdata, bytes.
+const MAX_USERDATA: usize = 1 << 20;
 /// Smallest memory a guest boots with, bytes.
 const MIN_RAM: u64 = 128 << 20;
 /// Rounds of memory a machine is given, bytes.
@@ -182,6 +184,7 @@ impl Supervisor {
                 record.cpus = group.config.vcpu;
                 record.ram_bytes = group.config.ram_bytes;
                 record.ssh_keys.clone_from(&group.config.ssh_keys);
+                record.userdata = read_userdata(&work, &group.config.userdata)?;
                 record.save(&work)?;
                 self.adopt(group, record, false);
             }
@@ -302,6 +305,14 @@ impl Supervisor {
             let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
             checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
         }
+        let mut request = request.clone();
+        if request.userdata.trim().is_empty() {
+            let (work, userdata) = (self.shared.work.clone(), group.config.userdata.clone());
+            let read = tokio::task::spawn_blocking(move || read_userdata(&work, &userdata)).await;
+            let read = read.unwrap_or(Err(DaemonError::Internal("reading userdata")));
+            request.userdata = read.map_err(|e| e.to_api())?;
+        }
+        let request = &request;
         let wanted = match request.ip.split('/').next().unwrap_or_default() {
             "" => None,
             text => Some(text.parse().map_err(|_| {
@@ -418,6 +429,21 @@ fn index(group: &str, hostname: &str) -> Option<u32> {
         .ok()
 }
 
+/// The script of a host group.
+fn read_userdata(work: &WorkDir, userdata: &Userdata) -> Result<String, DaemonError> {
+    let path = match userdata {
+        Userdata::None => return Ok(String::new()),
+        Userdata::Script(text) => return Ok(text.clone()),
+        Userdata::File(path) => work.root().join(path),
+    };
+    let failed = |e| DaemonError::io("read userdata from", &path)(e);
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    if text.len() > MAX_USERDATA {
+        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(text)
+}
+
 /// Refuses a friendly name among `tags` that is another VM's.
 fn check_name(vms: &BTreeMap<String, VmHandle>, tags: &[String]) -> Result<(), ApiError> {
     let Some(tag) = tags.iter().find(|t| t.starts_with(tags::NAME)) else {
@@ -468,8 +494,11 @@ fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> 
     if !request.disk_image.is_empty() {
         return refuse("disk_image");
     }
-    if !request.userdata.is_empty() {
-        return refuse("userdata");
+    if request.userdata.len() > MAX_USERDATA {
+        return Err(ApiError::bad_request(format!(
+            "userdata is larger than {} KiB: have it fetch the rest",
+            MAX_USERDATA >> 10
+        )));
     }
     if !request.import_user.is_empty() {
         return refuse("import_user");

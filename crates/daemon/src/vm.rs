@@ -159,6 +159,20 @@ impl VmHandle {
         self.until(|v| v.phase != Phase::Launching).await
     }
 
+    /// Waits until the guest's userdata has run, or tells why it never will. The caller bounds it.
+    pub(crate) async fn userdata_ran(&self) -> Result<(), ApiError> {
+        self.ready().await?;
+        let machine = self.view.borrow().machine.clone();
+        let Some(machine) = machine else {
+            return self.launched().await;
+        };
+        tokio::select! {
+            ran = guest::wait_userdata(&*machine) => ran.map_err(|e| e.to_api(&self.record.hostname)),
+            // Only a VM that is off again isn't ready any more.
+            gone = self.until(|_| false) => gone,
+        }
+    }
+
     /// Waits until the guest is ready, or tells why it never will be. The caller bounds it.
     pub(crate) async fn ready(&self) -> Result<(), ApiError> {
         self.until(|v| v.ready).await
@@ -671,6 +685,7 @@ impl Vm {
                 dns: self.dns.clone(),
             }),
             ssh_keys: self.record.ssh_keys.clone(),
+            userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
         }
     }
 }

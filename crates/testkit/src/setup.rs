@@ -38,6 +38,8 @@ pub struct Setup {
     pub groups: Vec<Group>,
     /// The image's reference; without one, the default image.
     pub image: Option<String>,
+    /// More lines of each group, each with its line end and indented by six.
+    pub group: String,
     /// More lines of `api`, each with its line end and indented by four.
     pub api: String,
     /// More lines of `config`, indented by two.
@@ -60,6 +62,7 @@ impl Setup {
         Self {
             groups: groups.into_iter().collect(),
             image: None,
+            group: String::new(),
             api: String::new(),
             more: String::new(),
         }
@@ -78,7 +81,8 @@ impl Setup {
             let _ = write!(
                 text,
                 "    - name: {name}\n      count: {count}\n      vcpu: {vcpu}\n      \
-                 ram_mb: {ram_mb}\n      storage_size: 15G\n"
+                 ram_mb: {ram_mb}\n      storage_size: 15G\n{}",
+                self.group
             );
         }
         let image = self.image.as_deref().unwrap_or(image);

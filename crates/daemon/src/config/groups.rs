@@ -7,6 +7,29 @@ use ipnet::Ipv4Net;
 use slicer_image::parse_size;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+/// The script VMs run at their first boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Userdata {
+    /// There is none.
+    #[default]
+    None,
+    /// This one.
+    Script(String),
+    /// The one in this file, relative to the working directory, as it is when a VM is made.
+    File(PathBuf),
+}
+
+impl Userdata {
+    fn of(script: &str) -> Self {
+        if script.is_empty() {
+            Self::None
+        } else {
+            Self::Script(script.to_owned())
+        }
+    }
+}
 
 /// The longest group name: with a dash and five digits behind it, it is still a DNS label.
 const MAX_NAME: usize = 57;
@@ -48,6 +71,8 @@ pub struct HostGroupConfig {
     pub network: NetworkConfig,
     /// Resolvers of the VMs, in order; never empty.
     pub dns_servers: Vec<Ipv4Addr>,
+    /// What VMs run at their first boot.
+    pub userdata: Userdata,
     /// Public keys for the VMs' default user: those of the whole configuration, then the group's.
     pub ssh_keys: Vec<String>,
 }
@@ -110,6 +135,7 @@ impl Default for NetworkConfig {
 pub(super) struct Shared<'c> {
     pub(super) image: Option<&'c str>,
     pub(super) ssh_keys: &'c [String],
+    pub(super) home: Option<&'c Path>,
 }
 
 /// Reads `host_groups`. Groups that are wrong are reported and left out.
@@ -199,6 +225,7 @@ fn read_group(
         None => Some(false),
     };
     let image = read_image(table, shared, report);
+    let userdata = read_userdata(table, shared, report);
     let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
     let own_dns = table.take("dns_servers");
     let network_field = table.take("network");
@@ -237,6 +264,7 @@ fn read_group(
         storage_size: storage_size?,
         persistent: persistent?,
         image: image?,
+        userdata: userdata?,
         network,
         dns_servers: dns_servers?,
         ssh_keys: ssh_keys?,
@@ -286,6 +314,28 @@ fn read_storage(table: &mut Table<'_>, report: &mut Report) -> Option<u64> {
         field.expected(report, "a size with a unit, such as 15G, from 64M to 16T");
     }
     size
+}
+
+fn read_userdata(
+    table: &mut Table<'_>,
+    shared: &Shared<'_>,
+    report: &mut Report,
+) -> Option<Userdata> {
+    let script = match table.take("userdata") {
+        Some(field) => field.text(report)?,
+        None => "",
+    };
+    let Some(field) = table.take("userdata_file") else {
+        return Some(Userdata::of(script));
+    };
+    if field.text(report)?.is_empty() {
+        return Some(Userdata::of(script));
+    }
+    if !script.is_empty() {
+        field.error(report, "userdata is given, too: leave one of them out");
+        return None;
+    }
+    field.file(shared.home, report).map(Userdata::File)
 }
 
 fn read_image(table: &mut Table<'_>, shared: &Shared<'_>, report: &mut Report) -> Option<String> {

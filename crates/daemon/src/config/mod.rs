@@ -15,7 +15,7 @@ mod tree;
 mod unserved;
 
 pub use api::{ApiConfig, ApiToken, ListenAddress, Listener};
-pub use groups::{HostGroupConfig, NetworkConfig};
+pub use groups::{HostGroupConfig, NetworkConfig, Userdata};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
 pub use template::template;
 
@@ -174,6 +174,7 @@ fn read(table: &mut Table<'_>, host: &Host, report: &mut Report) -> Option<Confi
     let shared = groups::Shared {
         image,
         ssh_keys: ssh_keys.as_deref().unwrap_or_default(),
+        home: host.home.as_deref(),
     };
     let host_groups = groups::read_all(table, &shared, report);
     let hypervisor = read_hypervisor(table, host.os, report);

@@ -109,18 +109,6 @@ const ROWS: &[Row] = &[
         Kind::Word(&["none", "prevent", "shutdown", "suspend"]),
         "nothing is done when the host goes to sleep",
     ),
-    row(
-        GROUP,
-        "userdata",
-        Kind::Text,
-        "run the script with `slicer vm exec`",
-    ),
-    row(
-        GROUP,
-        "userdata_file",
-        Kind::Text,
-        "run the script with `slicer vm exec`",
-    ),
     row(GROUP, "gpu_count", Kind::Number(64), "VMs have no GPU"),
     row(CA, "generate", Kind::Switch, "no CA is made for the group"),
     row(

@@ -135,8 +135,8 @@ async fn create_vm(
         vm.launched().await?;
         match wait {
             None => Ok(()),
-            // Nothing runs userdata yet, so it is done when the agent is there.
-            Some(Wait::Agent | Wait::Userdata) => vm.ready().await,
+            Some(Wait::Agent) => vm.ready().await,
+            Some(Wait::Userdata) => vm.userdata_ran().await,
         }
     };
     if wait.is_none() {

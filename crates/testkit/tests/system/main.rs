@@ -6,6 +6,7 @@
 
 mod crash;
 mod exec;
+mod firstboot;
 mod guest;
 mod lifecycle;
 mod limits;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         limits::trials(&tour),
         lifecycle::trials(),
         crash::trials(),
+        firstboot::trials(),
         listen::trials(),
         power::trials(),
         many::trials(),

@@ -60,6 +60,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 storage_size: 15 * GIB,
                 persistent: false,
                 image: "oci:i".into(),
+                userdata: Userdata::None,
                 network: NetworkConfig {
                     gateway: Ipv4Addr::new(192, 168, 64, 1),
                     prefix: 24,
@@ -237,15 +238,13 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
         "rosetta: true",
         "sleep_action: prevent",
         "ca: {generate: true, files: [a.pem]}",
-        "userdata: echo",
-        "userdata_file: f",
         "gpu_count: 1",
         "network: {mode: bridge, range: a-b, bridge: b, tap_prefix: t, parent: p, \
          allow: [10.0.0.0/8, '10.0.0.1:443'], drop: [0.0.0.0/0]}",
     ]) + "  kernel_file: k\n  insecure_registry: true\n  github_user: me\n  network_name: n\n  \
           pci: {a-1: [0]}\n  ssh: {port: 2222, bind_address: 0.0.0.0}\n";
     let (_, warnings) = parse(&asking).unwrap();
-    assert_eq!(warnings.len(), 22, "{warnings:#?}");
+    assert_eq!(warnings.len(), 20, "{warnings:#?}");
     for warning in &warnings {
         assert_eq!(warning.kind, WarningKind::NotServed, "{warning}");
     }
@@ -267,6 +266,36 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     ]) + "  kernel_file: ''\n  insecure_registry: false\n  github_user: ''\n  pci: {}\n  \
           ssh: {port: 0, bind_address: 127.0.0.1}\n";
     assert_eq!(accepted(&silent).1, [""; 0]);
+}
+
+#[test]
+fn userdata_is_text_or_a_file() {
+    for (lines, userdata) in [
+        (
+            &["userdata: apt update"][..],
+            Userdata::Script("apt update".into()),
+        ),
+        (
+            &["userdata: |\n        #!/bin/sh\n        id"],
+            Userdata::Script("#!/bin/sh\nid".into()),
+        ),
+        (
+            &["userdata_file: setup.sh"],
+            Userdata::File("setup.sh".into()),
+        ),
+        (&["userdata:", "userdata_file: ''"], Userdata::None),
+    ] {
+        let (config, warnings) = accepted(&group(lines));
+        assert_eq!(config.host_groups[0].userdata, userdata);
+        assert_eq!(warnings, [""; 0]);
+    }
+    let both = group(&["userdata: id", "userdata_file: f"]);
+    assert!(
+        parse(&both)
+            .unwrap_err()
+            .to_string()
+            .contains("userdata_file")
+    );
 }
 
 #[test]
