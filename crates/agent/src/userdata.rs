@@ -62,13 +62,10 @@ impl Userdata {
             if *state != State::Unknown {
                 return false;
             }
-            *state = match (
-                script,
-                guard.then(|| read_guard(Path::new(GUARD))).flatten(),
-            ) {
-                (None, _) => State::Done(None),
-                (Some(_), Some(code)) => State::Done(code),
-                (Some(_), None) => State::Running,
+            *state = match script {
+                None => State::Done(None),
+                Some(_) if guard => read_guard(Path::new(GUARD)),
+                Some(_) => State::Running,
             };
             start = *state == State::Running;
             true
@@ -99,13 +96,13 @@ impl Userdata {
     }
 }
 
-/// `None` when userdata has not run; its exit code, if it is there, when it has.
-fn read_guard(path: &Path) -> Option<Option<i32>> {
+/// How far a guest's disk says userdata is: still to run, or done.
+fn read_guard(path: &Path) -> State {
     match fs::read_to_string(path) {
-        Ok(text) => Some(text.trim().parse().ok()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Ok(text) => State::Done(text.trim().parse().ok()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => State::Running,
         // Rather not twice.
-        Err(_) => Some(None),
+        Err(_) => State::Done(None),
     }
 }
 
@@ -222,14 +219,14 @@ mod tests {
     fn the_guard_tells_whether_and_how_it_ran() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/slicer/userdata-ran");
-        assert_eq!(read_guard(&path), None);
+        assert_eq!(read_guard(&path), State::Running);
         write_guard(&path, 3).unwrap();
-        assert_eq!(read_guard(&path), Some(Some(3)));
+        assert_eq!(read_guard(&path), State::Done(Some(3)));
         write_guard(&path, 0).unwrap();
-        assert_eq!(read_guard(&path), Some(Some(0)));
+        assert_eq!(read_guard(&path), State::Done(Some(0)));
         // As older agents left it.
         fs::write(&path, "").unwrap();
-        assert_eq!(read_guard(&path), Some(None));
+        assert_eq!(read_guard(&path), State::Done(None));
     }
 
     #[test]

@@ -329,7 +329,7 @@ mod tests {
     }
 
     fn manifest(json: &str) -> Result<CopyIn, ApiError> {
-        let manifest: UploadManifest = serde_json::from_str(json).map_err(|e| wrong(e))?;
+        let manifest: UploadManifest = serde_json::from_str(json).map_err(wrong)?;
         manifest.check()
     }
 
