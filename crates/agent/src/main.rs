@@ -21,6 +21,7 @@ mod power;
 mod ready;
 mod secrets;
 mod server;
+mod stats;
 mod supervise;
 mod sys;
 mod units;

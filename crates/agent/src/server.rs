@@ -5,7 +5,7 @@ use crate::init::GuestInit;
 use crate::ready::Readiness;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{exec, identity, log, power, secrets};
+use crate::{exec, identity, log, power, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -115,11 +115,13 @@ impl Agent {
             "/health" if method == Method::GET || method == Method::HEAD => {
                 self.health(request.uri().query()).await
             }
+            "/stats" if method == Method::GET => Self::stats().await,
             "/exec" if method == Method::POST => return exec::handle(&self, request),
             "/identity" if method == Method::POST => self.identify(request).await,
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
+            path @ "/stats" => return http::method_not_allowed(path, "GET"),
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/identity" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
@@ -167,14 +169,12 @@ impl Agent {
             None => Default::default(),
         };
         let userdata = self.userdata.state();
-        let uptime = clock_gettime(ClockId::Boottime);
-        let uptime = Duration::try_from(uptime).unwrap_or_default();
         Ok(http::json(&Health {
             hostname,
             // Zero would mean that there is no agent.
             agent_uptime: nanos(self.started.elapsed()).max(1),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            system_uptime: nanos(uptime),
+            system_uptime: nanos(system_uptime()),
             userdata_ran: matches!(userdata, State::Done(_)),
             userdata_exit_code: match userdata {
                 State::Done(code) => code,
@@ -182,6 +182,12 @@ impl Agent {
             },
             ip: ip.unwrap_or_default(),
         }))
+    }
+
+    async fn stats() -> Result<Answer, ApiError> {
+        let read = tokio::task::spawn_blocking(|| stats::snapshot(system_uptime())).await;
+        let snapshot = read.map_err(|_| ApiError::internal("reading the statistics failed"))?;
+        Ok(http::json(&snapshot))
     }
 
     async fn identify(self: &Arc<Self>, request: Request<Incoming>) -> Result<Answer, ApiError> {
@@ -283,6 +289,11 @@ fn action(text: &str) -> Result<ShutdownAction, ApiError> {
             "invalid action {text:.64?}: expected shutdown or reboot"
         ))
     })
+}
+
+/// Time since the guest's boot.
+fn system_uptime() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -15,6 +15,7 @@ mod guest;
 mod manifest;
 mod node;
 mod secrets;
+mod stats;
 mod tags;
 
 pub use cp::{
@@ -40,6 +41,7 @@ pub use secrets::{
     CreateSecret, GuestSecret, GuestSecrets, Secret, UpdateSecret, is_secret_name,
     parse_permissions,
 };
+pub use stats::{NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.

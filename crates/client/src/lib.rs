@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod lines;
 mod secrets;
+mod stats;
 mod tags;
 
 pub use client::{Client, NodeFilter};

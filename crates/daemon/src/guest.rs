@@ -6,7 +6,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use slicer_api::{ApiError, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest};
+use slicer_api::{
+    ApiError, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest, StatsSnapshot,
+};
 use slicer_machine::{Machine, MachineError};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -17,6 +19,8 @@ use tokio_util::task::AbortOnDropHandle;
 const MAX_ANSWER: usize = 1 << 20;
 /// A running guest's agent takes a stream at once.
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(1);
+/// Whoever watches many VMs shall not wait for a busy one.
+const STATS_TIME: Duration = Duration::from_secs(2);
 const ASK_TIME: Duration = Duration::from_secs(10);
 /// An identity waits for the driver of the network card.
 const IDENTIFY_TIME: Duration = Duration::from_secs(90);
@@ -166,6 +170,12 @@ pub(crate) async fn health(machine: &dyn Machine) -> Result<Health, GuestError> 
         ask(machine, Method::GET, "/health", Vec::new()),
     )
     .await?;
+    serde_json::from_slice(&bytes).map_err(|e| GuestError::Refused(StatusCode::OK, e.to_string()))
+}
+
+/// What the guest uses, in its own words.
+pub(crate) async fn stats(machine: &dyn Machine) -> Result<StatsSnapshot, GuestError> {
+    let bytes = within(STATS_TIME, ask(machine, Method::GET, "/stats", Vec::new())).await?;
     serde_json::from_slice(&bytes).map_err(|e| GuestError::Refused(StatusCode::OK, e.to_string()))
 }
 

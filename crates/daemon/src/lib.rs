@@ -9,6 +9,7 @@ mod error;
 mod files;
 mod grant;
 mod guest;
+mod host;
 mod images;
 mod metrics;
 mod record;

@@ -1,6 +1,7 @@
 //! What `GET /metrics` shows, in Prometheus' text form.
 
-use prometheus_client::encoding::text::encode;
+use crate::host::HostStats;
+use prometheus_client::encoding::text::{encode, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::fmt::Write as _;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -39,11 +41,27 @@ struct RunningLabels {
     state: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct GroupLabels {
+    host_group: String,
+}
+
+/// One VM, as the metrics count it.
+pub(crate) struct CountedVm {
+    /// Its host group.
+    pub(crate) host_group: String,
+    /// Whether it was made through the API.
+    pub(crate) api: bool,
+    /// What it is doing: `running`, `paused`, `stopped` or `suspended`.
+    pub(crate) state: &'static str,
+}
+
 /// The daemon's counters.
 pub(crate) struct Metrics {
     registry: Registry,
     launches: Family<LaunchLabels, Counter>,
     running: Family<RunningLabels, Gauge>,
+    gpus: Family<GroupLabels, Gauge>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RequestLabels, Histogram>,
 }
@@ -53,6 +71,7 @@ impl Default for Metrics {
         let mut registry = Registry::default();
         let launches = Family::<LaunchLabels, Counter>::default();
         let running = Family::<RunningLabels, Gauge>::default();
+        let gpus = Family::<GroupLabels, Gauge>::default();
         let requests = Family::<RequestLabels, Counter>::default();
         let durations = Family::<RequestLabels, Histogram>::new_with_constructor(|| {
             Histogram::new([
@@ -65,6 +84,7 @@ impl Default for Metrics {
             launches.clone(),
         );
         registry.register("slicer_vm_running", "VMs by state", running.clone());
+        registry.register("slicer_vm_gpu_count", "GPUs of all VMs", gpus.clone());
         registry.register("slicer_api_requests", "Requests answered", requests.clone());
         registry.register(
             "slicer_api_request_duration_seconds",
@@ -75,6 +95,7 @@ impl Default for Metrics {
             registry,
             launches,
             running,
+            gpus,
             requests,
             durations,
         }
@@ -107,22 +128,71 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// The text, with the VMs there are now: host group, made through the API, state.
-    pub(crate) fn text(&self, vms: impl Iterator<Item = (String, bool, &'static str)>) -> String {
+    /// The text, with the host groups and VMs there are, and what the host uses now.
+    pub(crate) fn text(
+        &self,
+        host_groups: impl Iterator<Item = String>,
+        vms: impl Iterator<Item = CountedVm>,
+        host: &HostStats,
+    ) -> String {
+        for host_group in host_groups {
+            // No backend gives VMs a GPU.
+            self.gpus.get_or_create(&GroupLabels { host_group }).set(0);
+        }
         self.running.clear();
-        for (host_group, api, state) in vms {
+        for vm in vms {
             let labels = RunningLabels {
-                host_group,
-                api: ViaApi(api),
-                state: state.to_owned(),
+                host_group: vm.host_group,
+                api: ViaApi(vm.api),
+                state: vm.state.to_owned(),
             };
             self.running.get_or_create(&labels).inc();
         }
         let mut text = String::new();
         // Writing to a string can't fail.
-        let _ = encode(&mut text, &self.registry);
+        let _ = encode_registry(&mut text, &self.registry);
+        let _ = encode(&mut text, &host_registry(host));
         text
     }
+}
+
+/// The host's figures, each read anew whenever somebody looks.
+fn host_registry(host: &HostStats) -> Registry {
+    let mut registry = Registry::with_prefix("slicer_system");
+    let mut float = |name: &str, help: &str, value: Option<f64>| {
+        if let Some(value) = value {
+            let gauge = Gauge::<f64, AtomicU64>::default();
+            gauge.set(value);
+            registry.register(name, help, gauge);
+        }
+    };
+    let load = |n: usize| host.load.map(|l| l[n]);
+    float("load_avg_1", "Load average of a minute", load(0));
+    float("load_avg_5", "Load average of 5 minutes", load(1));
+    float("load_avg_15", "Load average of 15 minutes", load(2));
+    let mut count = |name: &str, help: &str, value: Option<u64>| {
+        if let Some(value) = value {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            registry.register(name, help, gauge);
+        }
+    };
+    count("memory_total_bytes", "Memory", host.memory_total);
+    count(
+        "memory_available_bytes",
+        "Memory programs could still get",
+        host.memory_available,
+    );
+    let (sent, received) = (host.egress.map(|e| e.0), host.egress.map(|e| e.1));
+    count("egress_tx", "Bytes sent towards the internet", sent);
+    count("egress_rx", "Bytes received from the internet", received);
+    count("open_files", "Open files", host.open_files);
+    count(
+        "open_connections",
+        "TCP connections that are established",
+        host.open_connections,
+    );
+    registry
 }
 
 #[cfg(test)]
@@ -135,10 +205,34 @@ mod tests {
         m.launched("sbox", 201);
         m.answered(&hyper::Method::GET, 200, Duration::from_millis(3));
         m.answered(&hyper::Method::TRACE, 405, Duration::from_millis(3));
-        let text = m.text([("sbox".to_owned(), true, "running")].into_iter());
+        let vm = CountedVm {
+            host_group: "sbox".to_owned(),
+            api: true,
+            state: "running",
+        };
+        let host = HostStats {
+            load: Some([0.5, 1.0, 2.0]),
+            memory_total: Some(1 << 30),
+            memory_available: Some(1 << 29),
+            egress: Some((7, 8)),
+            open_files: Some(9),
+            open_connections: Some(10),
+        };
+        let groups = || std::iter::once("sbox".to_owned());
+        let text = m.text(groups(), std::iter::once(vm), &host);
         for line in [
             "slicer_vm_launch_total{host_group=\"sbox\",code=\"201\"} 1",
             "slicer_vm_running{host_group=\"sbox\",api=\"true\",state=\"running\"} 1",
+            "slicer_vm_gpu_count{host_group=\"sbox\"} 0",
+            "slicer_system_load_avg_1 0.5",
+            "slicer_system_load_avg_5 1.0",
+            "slicer_system_load_avg_15 2.0",
+            "slicer_system_memory_total_bytes 1073741824",
+            "slicer_system_memory_available_bytes 536870912",
+            "slicer_system_egress_tx 7",
+            "slicer_system_egress_rx 8",
+            "slicer_system_open_files 9",
+            "slicer_system_open_connections 10",
             "slicer_api_requests_total{method=\"GET\",code=\"200\"} 1",
             "slicer_api_requests_total{method=\"other\",code=\"405\"} 1",
         ] {
@@ -148,6 +242,9 @@ mod tests {
             text.contains("slicer_api_request_duration_seconds_bucket{le=\"0.005\""),
             "{text}"
         );
-        assert!(!m.text(std::iter::empty()).contains("state=\"running\""));
+        assert_eq!(text.matches("# EOF").count(), 1, "{text}");
+        let none = m.text(groups(), std::iter::empty(), &HostStats::default());
+        assert!(!none.contains("state=\"running\""), "{none}");
+        assert!(!none.contains("slicer_system"), "{none}");
     }
 }

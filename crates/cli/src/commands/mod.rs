@@ -16,6 +16,7 @@ pub(crate) mod resume;
 pub(crate) mod secret;
 pub(crate) mod shutdown;
 pub(crate) mod tag;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod version;
 pub(crate) mod vm;

@@ -3,6 +3,7 @@
 use super::{
     add::Add, delete::Delete, exec::Exec, group::Group, health::Health, list::List, logs::Logs,
     pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown, tag::Tag,
+    top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -27,6 +28,7 @@ pub(crate) enum Vm {
     Delete(Delete),
     #[command(subcommand)]
     Tag(Tag),
+    Top(Top),
 }
 
 impl Vm {
@@ -45,6 +47,7 @@ impl Vm {
             Self::Relaunch(c) => c.run(connection).await,
             Self::Delete(c) => c.run(connection).await,
             Self::Tag(c) => c.run(connection).await,
+            Self::Top(c) => c.run(connection).await,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The daemon about itself.
 
+use crate::host;
+use crate::metrics::CountedVm;
 use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::extract::State;
@@ -38,9 +40,16 @@ pub(super) async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> Respon
             NodeStatus::Stopped => "stopped",
             NodeStatus::Suspended => "suspended",
         };
-        (vm.record.group.clone(), !vm.record.configured, state)
+        CountedVm {
+            host_group: vm.record.group.clone(),
+            api: !vm.record.configured,
+            state,
+        }
     });
-    let text = supervisor.metrics.text(vms);
+    let host = tokio::task::spawn_blocking(host::read).await;
+    let groups = supervisor.host_groups().into_iter().map(|g| g.name);
+    let host = host.unwrap_or_default();
+    let text = supervisor.metrics.text(groups, vms, &host);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], text).into_response()
 }

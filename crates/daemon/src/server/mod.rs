@@ -6,6 +6,7 @@ mod listen;
 mod nodes;
 mod proxy;
 mod secrets;
+mod stats;
 mod vm;
 
 pub(crate) use listen::bind;
@@ -44,6 +45,8 @@ impl Server {
             )
             .route("/hostgroup/{group}/nodes/{vm}", delete(nodes::delete))
             .route("/nodes", get(nodes::all))
+            .route("/nodes/stats", get(stats::all))
+            .route("/node/{vm}/stats", get(stats::one))
             .route("/devices", get(nodes::all))
             .route("/secrets", get(secrets::list).post(secrets::create))
             .route(

@@ -13,6 +13,7 @@ mod limits;
 mod listen;
 mod many;
 mod power;
+mod stats;
 mod tour;
 
 use libtest_mimic::{Arguments, Trial};
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         exec::trials(&tour),
         guest::trials(&tour),
         limits::trials(&tour),
+        stats::trials(&tour),
         lifecycle::trials(),
         crash::trials(),
         firstboot::trials(),

@@ -257,7 +257,16 @@ async fn metrics_count(tour: &Tour) {
     for name in [
         "slicer_vm_launch_total",
         "slicer_vm_running",
+        "slicer_vm_gpu_count",
         "slicer_api_requests_total",
+        "slicer_api_request_duration_seconds",
+        "slicer_system_load_avg_1",
+        "slicer_system_load_avg_5",
+        "slicer_system_load_avg_15",
+        "slicer_system_memory_total_bytes",
+        "slicer_system_memory_available_bytes",
+        "slicer_system_open_files",
+        "slicer_system_open_connections",
     ] {
         assert!(metrics.text().contains(name), "{name} is missing");
     }
