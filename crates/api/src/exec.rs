@@ -117,9 +117,11 @@ impl ExecRequest {
                     }
                 }
                 "ring_bytes" => {
-                    r.ring_bytes = value
+                    let bytes: i64 = value
                         .parse()
                         .map_err(|_| invalid("ring_bytes", &value, "a byte count"))?;
+                    // A negative one asks for the default, as 0 does.
+                    r.ring_bytes = u64::try_from(bytes).unwrap_or(0);
                 }
                 _ => {}
             }
@@ -197,7 +199,7 @@ impl ExecRequest {
     }
 }
 
-fn invalid(name: &'static str, value: &str, expected: &'static str) -> QueryError {
+pub(crate) fn invalid(name: &'static str, value: &str, expected: &'static str) -> QueryError {
     // Whatever a client sent is quoted back, but never at full length.
     QueryError::Invalid {
         name,
@@ -206,7 +208,7 @@ fn invalid(name: &'static str, value: &str, expected: &'static str) -> QueryErro
     }
 }
 
-fn flag(name: &'static str, value: &str) -> Result<bool, QueryError> {
+pub(crate) fn flag(name: &'static str, value: &str) -> Result<bool, QueryError> {
     match value {
         // The values Go's strconv.ParseBool takes.
         "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
@@ -215,7 +217,7 @@ fn flag(name: &'static str, value: &str) -> Result<bool, QueryError> {
     }
 }
 
-fn id(name: &'static str, value: &str) -> Result<u32, QueryError> {
+pub(crate) fn id(name: &'static str, value: &str) -> Result<u32, QueryError> {
     if value.is_empty() {
         return Ok(AUTO_ID);
     }
@@ -365,7 +367,7 @@ mod tests {
             ("cmd=x&stdin=true&background=true", "cannot be combined"),
             ("cmd=x&env=NOVALUE", "expected KEY=VALUE"),
             ("cmd=x%00y", "without NUL"),
-            ("cmd=x&ring_bytes=-1", "invalid ring_bytes"),
+            ("cmd=x&ring_bytes=1M", "invalid ring_bytes"),
         ] {
             let e = ExecRequest::from_query(query).unwrap_err().to_string();
             assert!(e.contains(part), "{query}: {e}");

@@ -5,11 +5,13 @@
 //! most of the details: timestamps are RFC 3339 strings, integers are JSON integers, uptimes are
 //! integer nanoseconds.
 
+mod background;
 mod cp;
 mod duration;
 mod endpoint;
 mod error;
 mod exec;
+mod fs;
 mod glob;
 mod guest;
 mod manifest;
@@ -18,6 +20,11 @@ mod secrets;
 mod stats;
 mod tags;
 
+pub use background::{
+    BackgroundExec, DEFAULT_KILL_GRACE, DEFAULT_RING, DEFAULT_WAIT, ExecInfo, KillRequest,
+    KillSignal, Killed, LogFrame, LogsRequest, MAX_WAIT, RING_BUDGET, Reaped, WaitExit,
+    wait_exit_limit,
+};
 pub use cp::{
     CopyIn, CopyMode, CopyOut, FILE_MODE_HEADER, Found, OCTETS, Placement, PlacementError,
     SOURCE_NAME_HEADER, SOURCE_TYPE_HEADER, SourceType, TAR, UNPACKED_SIZE_HEADER, is_plain_name,
@@ -27,6 +34,9 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};
 pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
+pub use fs::{
+    DEFAULT_DEBOUNCE, FsEntry, FsKind, FsQuery, MakeDirectory, WatchEvent, WatchKind, WatchRequest,
+};
 pub use glob::{Excludes, Glob, GlobError};
 pub use guest::{Health, Identity, NetworkIdentity, ShutdownAction, ShutdownRequest};
 pub use manifest::{
