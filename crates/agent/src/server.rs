@@ -53,6 +53,8 @@ pub(crate) struct Agent {
     userdata: Userdata,
     /// Held while secrets are written.
     secrets: Mutex<()>,
+    /// Commands that go on without their client.
+    pub(crate) background: exec::background::Registry,
     /// Whether modules that are loaded in the background are, the network's among them.
     pub(crate) modules_loaded: watch::Sender<bool>,
     /// Told when an agent whose scope is a process shall end.
@@ -72,6 +74,7 @@ impl Agent {
             identity: Mutex::new(None),
             userdata: Userdata::default(),
             secrets: Mutex::new(()),
+            background: exec::background::Registry::default(),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
             tasks: TaskTracker::new(),
@@ -117,13 +120,20 @@ impl Agent {
             }
             "/stats" if method == Method::GET => Self::stats().await,
             "/exec" if method == Method::POST => return exec::handle(&self, request),
+            "/exec" if method == Method::GET => {
+                return exec::background::handle(&self, request).await;
+            }
+            path if path.starts_with("/exec/") => {
+                return exec::background::handle(&self, request).await;
+            }
             "/identity" if method == Method::POST => self.identify(request).await,
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ "/stats" => return http::method_not_allowed(path, "GET"),
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
-            path @ ("/exec" | "/identity" | "/shutdown") => {
+            path @ "/exec" => return http::method_not_allowed(path, "GET, POST"),
+            path @ ("/identity" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(

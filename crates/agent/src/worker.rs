@@ -165,6 +165,7 @@ async fn serve_connected(path: &Path) -> Result<(), AgentError> {
             Ok(())
         }
     };
+    agent.background.close();
     agent.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, agent.tasks.wait()).await;
     match result {

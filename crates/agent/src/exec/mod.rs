@@ -1,7 +1,9 @@
 //! `POST /exec`: runs a command and answers with its output.
 
+pub(crate) mod background;
 mod encode;
 mod follow;
+mod ring;
 mod spawn;
 
 use crate::http::{self, AgentBody, Answer};
@@ -13,6 +15,7 @@ use jiff::Timestamp;
 use slicer_api::{ApiError, ExecBuffered, ExecFrame, ExecRequest, FrameType, Stdio};
 use spawn::{Failure, Process};
 use std::path::{Component, Path};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Pieces of an answer that may wait for a slow client. Each is at most one read's worth.
@@ -20,7 +23,7 @@ const PIECES: usize = 2;
 
 /// Answers an exec. Whatever is wrong with the request itself is an HTTP error; a command that
 /// can't be started is a command that failed.
-pub(crate) fn handle(agent: &Agent, request: Request<Incoming>) -> Answer {
+pub(crate) fn handle(agent: &Arc<Agent>, request: Request<Incoming>) -> Answer {
     let (head, body) = request.into_parts();
     let exec = match check(agent, head.uri.query().unwrap_or_default()) {
         Ok(exec) => exec,
@@ -29,6 +32,10 @@ pub(crate) fn handle(agent: &Agent, request: Request<Incoming>) -> Answer {
             return http::error(&e);
         }
     };
+    if exec.background {
+        agent.tasks.spawn(http::discard(body));
+        return background::launch(agent, exec).unwrap_or_else(|e| http::error(&e));
+    }
     let database = agent.users.get();
     let process = match spawn::plan(&exec, &database).and_then(spawn::Plan::spawn) {
         Ok(process) => process,
@@ -58,11 +65,6 @@ pub(crate) fn handle(agent: &Agent, request: Request<Incoming>) -> Answer {
 fn check(agent: &Agent, query: &str) -> Result<ExecRequest, ApiError> {
     agent.check_ready()?;
     let exec = ExecRequest::from_query(query).map_err(|e| ApiError::bad_request(e.to_string()))?;
-    if exec.background {
-        return Err(ApiError::unsupported(
-            "background exec is not available in this version: run it in the foreground",
-        ));
-    }
     if let Some(cwd) = &exec.cwd
         && Path::new(cwd)
             .components()

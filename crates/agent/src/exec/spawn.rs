@@ -88,6 +88,7 @@ pub(super) struct Plan {
     stdin: bool,
     stdout: bool,
     stderr: bool,
+    ends_with_agent: bool,
 }
 
 /// Settles who runs what, where, and with which environment.
@@ -143,6 +144,7 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
+        ends_with_agent: false,
     })
 }
 
@@ -215,6 +217,23 @@ fn look_up(program: &str, path: &str, cwd: &Path) -> Result<PathBuf, Failure> {
 }
 
 impl Plan {
+    /// Where it will run.
+    pub(super) fn cwd(&self) -> &Path {
+        &self.cwd
+    }
+
+    /// Whom it will run as.
+    pub(super) fn uid(&self) -> u32 {
+        let own = || rustix::process::geteuid().as_raw();
+        self.ids.as_ref().map_or_else(own, |ids| ids.uid)
+    }
+
+    /// Has the kernel kill it should the agent die: nobody could find it again.
+    pub(super) fn ending_with_agent(mut self) -> Self {
+        self.ends_with_agent = true;
+        self
+    }
+
     /// Starts the process: in a session and process group of its own, with nothing of the agent's
     /// but the pipes.
     pub(super) fn spawn(self) -> Result<Process, Failure> {
@@ -240,6 +259,7 @@ impl Plan {
             let groups: Vec<Gid> = ids.groups.iter().map(|g| Gid::from_raw(*g)).collect();
             (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid), groups)
         });
+        let ends_with_agent = self.ends_with_agent;
         sys::before_exec(&mut command, move || {
             rustix::process::setsid()?;
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -259,6 +279,10 @@ impl Plan {
                     .and_then(|()| rustix::thread::set_thread_res_gid(*gid, *gid, *gid))
                     .and_then(|()| rustix::thread::set_thread_res_uid(*uid, *uid, *uid))
                     .map_err(at_user)?;
+            }
+            // After the change of user, which would undo it.
+            if ends_with_agent {
+                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             }
             // As the user, who may not be allowed in.
             rustix::process::chdir(&*cwd)
@@ -324,6 +348,11 @@ impl Process {
     /// Its process id, which is also that of its session and group.
     pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// The id of its process group.
+    pub(super) fn group(&self) -> Pid {
+        self.pid
     }
 
     /// Ends the whole process group at once.
