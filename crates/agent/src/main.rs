@@ -9,6 +9,7 @@
 
 mod error;
 mod exec;
+mod fs;
 mod grow;
 mod http;
 mod identity;

@@ -5,7 +5,7 @@ use crate::init::GuestInit;
 use crate::ready::Readiness;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{exec, identity, log, power, secrets, stats};
+use crate::{exec, fs, identity, log, power, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -123,6 +123,7 @@ impl Agent {
             "/exec" if method == Method::GET => {
                 return exec::background::handle(&self, request).await;
             }
+            path if path.starts_with("/fs/") => return fs::handle(&self, request).await,
             path if path.starts_with("/exec/") => {
                 return exec::background::handle(&self, request).await;
             }
