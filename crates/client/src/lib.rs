@@ -2,16 +2,19 @@
 //! exec, and the rules by which a daemon and a token are found.
 #![forbid(unsafe_code)]
 
+mod background;
 mod client;
 mod conn;
 mod discover;
 mod error;
 mod exec;
+mod fs;
 mod lines;
 mod secrets;
 mod stats;
 mod tags;
 
+pub use background::LogStream;
 pub use client::{Client, NodeFilter};
 pub use discover::{
     DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,
