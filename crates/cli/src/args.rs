@@ -1,8 +1,8 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    completion::Completion, exec::Exec, info::Info, list::List, logs::Logs, relaunch::Relaunch,
-    secret::Secret, up::Up, version::Version, vm::Vm,
+    bg::Bg, completion::Completion, exec::Exec, info::Info, list::List, logs::Logs,
+    relaunch::Relaunch, secret::Secret, up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     #[command(visible_alias = "list")]
     Ls(List),
     Exec(Exec),
+    #[command(subcommand)]
+    Bg(Bg),
     Logs(Logs),
     Relaunch(Relaunch),
     #[command(subcommand)]

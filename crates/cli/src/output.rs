@@ -42,6 +42,11 @@ pub(crate) fn error(text: &str) {
     say(RED, "Error", text);
 }
 
+/// Says something on stderr that is neither data nor an error.
+pub(crate) fn note(text: &str) {
+    say(CYAN, "Note", text);
+}
+
 /// Says on stderr what may help.
 pub(crate) fn hint(text: &str) {
     say(CYAN, "Hint", text);

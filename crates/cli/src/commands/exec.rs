@@ -43,14 +43,14 @@ pub(crate) struct Exec {
     command: Vec<String>,
 }
 
-fn directory(text: &str) -> Result<String, String> {
+pub(super) fn directory(text: &str) -> Result<String, String> {
     if text.split('/').any(|part| part == "..") {
         return Err("it must not contain ..".to_owned());
     }
     Ok(text.to_owned())
 }
 
-fn assignment(text: &str) -> Result<String, String> {
+pub(super) fn assignment(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((key, _)) if !key.is_empty() => Ok(text.to_owned()),
         _ => Err("expected KEY=VALUE".to_owned()),
@@ -116,7 +116,7 @@ async fn relay(mut stream: ExecStream) -> Result<u8, CliError> {
     Ok(last.map_or(FAILURE, |frame| conclude(&frame)))
 }
 
-async fn copy(
+pub(super) async fn copy(
     to: &mut (impl AsyncWrite + Unpin),
     text: Option<String>,
     encoding: Option<Stdio>,
@@ -127,7 +127,7 @@ async fn copy(
     to.flush().await.map_err(CliError::Output)
 }
 
-fn conclude(last: &ExecFrame) -> u8 {
+pub(super) fn conclude(last: &ExecFrame) -> u8 {
     if let Some(error) = &last.error {
         output::error(error);
     }

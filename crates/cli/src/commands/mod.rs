@@ -1,6 +1,7 @@
 //! One file a command; `vm` gathers those on VMs.
 
 pub(crate) mod add;
+pub(crate) mod bg;
 pub(crate) mod completion;
 pub(crate) mod delete;
 pub(crate) mod exec;
@@ -35,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Vm(c) => block_on(c.run(connection)),
         Command::Ls(c) => block_on(c.run(connection)),
         Command::Exec(c) => block_on(c.run(connection)),
+        Command::Bg(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),

@@ -1,9 +1,9 @@
 //! `slicer vm`.
 
 use super::{
-    add::Add, delete::Delete, exec::Exec, group::Group, health::Health, list::List, logs::Logs,
-    pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown, tag::Tag,
-    top::Top,
+    add::Add, bg::Bg, delete::Delete, exec::Exec, group::Group, health::Health, list::List,
+    logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown,
+    tag::Tag, top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -20,6 +20,8 @@ pub(crate) enum Vm {
     Ready(Ready),
     Health(Health),
     Exec(Exec),
+    #[command(subcommand)]
+    Bg(Bg),
     Logs(Logs),
     Pause(Pause),
     Resume(Resume),
@@ -40,6 +42,7 @@ impl Vm {
             Self::Ready(c) => c.run(connection).await,
             Self::Health(c) => c.run(connection).await,
             Self::Exec(c) => c.run(connection).await,
+            Self::Bg(c) => c.run(connection).await,
             Self::Logs(c) => c.run(connection).await,
             Self::Pause(c) => c.run(connection).await,
             Self::Resume(c) => c.run(connection).await,

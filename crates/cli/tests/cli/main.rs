@@ -1,6 +1,7 @@
 //! The real binary against a daemon of canned answers.
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
+mod bg;
 mod exec;
 mod process;
 #[path = "../../../client/tests/support/mod.rs"]
