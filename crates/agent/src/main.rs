@@ -28,6 +28,7 @@ mod sys;
 mod units;
 mod userdata;
 mod users;
+mod watch;
 mod worker;
 
 use std::ffi::{OsStr, OsString};

@@ -123,6 +123,10 @@ impl Agent {
             "/exec" if method == Method::GET => {
                 return exec::background::handle(&self, request).await;
             }
+            "/fs/watch" if method == Method::GET => {
+                return crate::watch::handle(&self, request).await;
+            }
+            path @ "/fs/watch" => return http::method_not_allowed(path, "GET"),
             path if path.starts_with("/fs/") => return fs::handle(&self, request).await,
             path if path.starts_with("/exec/") => {
                 return exec::background::handle(&self, request).await;
