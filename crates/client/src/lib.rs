@@ -13,6 +13,7 @@ mod lines;
 mod secrets;
 mod stats;
 mod tags;
+mod watch;
 
 pub use background::LogStream;
 pub use client::{Client, NodeFilter};
@@ -21,3 +22,4 @@ pub use discover::{
 };
 pub use error::ClientError;
 pub use exec::{ExecStream, MAX_LINE, Stdin, output_bytes};
+pub use watch::WatchStream;
