@@ -4,9 +4,11 @@
 //! share it and leave it as it was. Tests that stop daemons or fill disks have their own.
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
+mod background;
 mod crash;
 mod exec;
 mod firstboot;
+mod fs;
 mod guest;
 mod lifecycle;
 mod limits;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     let trials = [
         tour::trials(&tour),
         exec::trials(&tour),
+        background::trials(&tour),
+        fs::trials(&tour),
         guest::trials(&tour),
         limits::trials(&tour),
         stats::trials(&tour),
