@@ -11,12 +11,14 @@ mod duration;
 mod endpoint;
 mod error;
 mod exec;
+mod forward;
 mod fs;
 mod glob;
 mod guest;
 mod manifest;
 mod node;
 mod secrets;
+mod shell;
 mod stats;
 mod tags;
 
@@ -34,6 +36,7 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};
 pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
+pub use forward::{Forward, ForwardError, ForwardListen, ForwardTarget, UPSTREAM_HEADER};
 pub use fs::{
     DEFAULT_DEBOUNCE, FsEntry, FsKind, FsQuery, MakeDirectory, WatchEvent, WatchKind, WatchRequest,
 };
@@ -50,6 +53,9 @@ pub use node::{
 pub use secrets::{
     CreateSecret, GuestSecret, GuestSecrets, Secret, UpdateSecret, is_secret_name,
     parse_permissions,
+};
+pub use shell::{
+    DEFAULT_WINDOW, MAX_SHELL_DATA, MAX_SHELL_MESSAGE, ShellFrame, ShellRequest, whole_characters,
 };
 pub use stats::{NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
