@@ -356,11 +356,17 @@ async fn a_full_ring_drops_the_oldest_and_says_so() {
 async fn a_stuck_follower_holds_nothing_back_and_learns_what_it_missed() {
     const SIZE: u64 = 64 << 20;
     let host = Host::start().await;
-    let script = format!("head -c {SIZE} /dev/zero");
+    let dir = tempfile::tempdir().unwrap();
+    let gate = dir.path().join("gate");
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.01; done; exec head -c {SIZE} /dev/zero",
+        gate.display()
+    );
     let exec = launch(&host, &format!("stdio=base64&{}", sh(&script))).await;
     let id = id(&exec);
     let mut stuck = logs(&host, id, "follow=true").await;
     assert_eq!(stuck.next().await.unwrap()["type"], "started");
+    std::fs::write(&gate, "").unwrap();
     assert_eq!(wait_exit(&host, id, 60).await["exit_code"], 0);
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.agent_pid())).unwrap();
     let resident = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
