@@ -9,6 +9,7 @@
 
 mod error;
 mod exec;
+mod forward;
 mod fs;
 mod grow;
 mod http;
@@ -26,6 +27,7 @@ mod stats;
 mod supervise;
 mod sys;
 mod units;
+mod upgrade;
 mod userdata;
 mod users;
 mod watch;

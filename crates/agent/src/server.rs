@@ -5,7 +5,7 @@ use crate::init::GuestInit;
 use crate::ready::Readiness;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{exec, fs, identity, log, power, secrets, stats};
+use crate::{exec, forward, fs, identity, log, power, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -99,6 +99,7 @@ impl Agent {
                 .auto_date_header(false)
                 .max_buf_size(HEAD_LIMIT)
                 .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
                 .await;
             // How a stream ended is its client's business, unless it came to nothing at all.
             drop(served);
@@ -131,11 +132,15 @@ impl Agent {
             path if path.starts_with("/exec/") => {
                 return exec::background::handle(&self, request).await;
             }
+            "/shell" if method == Method::GET => return exec::shell::handle(&self, request),
+            "/forward" if method == Method::GET => return forward::handle(&self, request).await,
             "/identity" if method == Method::POST => self.identify(request).await,
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
-            path @ "/stats" => return http::method_not_allowed(path, "GET"),
+            path @ ("/stats" | "/shell" | "/forward") => {
+                return http::method_not_allowed(path, "GET");
+            }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ "/exec" => return http::method_not_allowed(path, "GET, POST"),
             path @ ("/identity" | "/shutdown") => {

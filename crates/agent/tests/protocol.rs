@@ -1,5 +1,6 @@
 //! What the agent says on the wire, spoken to the real binary.
 
+#[expect(dead_code, reason = "other tests use the rest of it")]
 mod common;
 
 use base64::Engine;

@@ -3,7 +3,9 @@
 pub(crate) mod background;
 mod encode;
 mod follow;
+mod pty;
 mod ring;
+pub(crate) mod shell;
 mod spawn;
 
 use crate::http::{self, AgentBody, Answer};
@@ -65,16 +67,23 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request<Incoming>) -> Answer {
 fn check(agent: &Agent, query: &str) -> Result<ExecRequest, ApiError> {
     agent.check_ready()?;
     let exec = ExecRequest::from_query(query).map_err(|e| ApiError::bad_request(e.to_string()))?;
-    if let Some(cwd) = &exec.cwd
-        && Path::new(cwd)
-            .components()
-            .any(|c| c == Component::ParentDir)
-    {
-        return Err(ApiError::bad_request(format!(
-            "invalid cwd {cwd:.64?}: it must not contain .."
-        )));
-    }
+    check_cwd(exec.cwd.as_deref())?;
     Ok(exec)
+}
+
+fn check_cwd(cwd: Option<&str>) -> Result<(), ApiError> {
+    match cwd {
+        Some(cwd)
+            if Path::new(cwd)
+                .components()
+                .any(|c| c == Component::ParentDir) =>
+        {
+            Err(ApiError::bad_request(format!(
+                "invalid cwd {cwd:.64?}: it must not contain .."
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The answer for a command that could not be started.

@@ -7,6 +7,7 @@ use rustix::process::{Gid, Pid, Signal, Uid};
 use slicer_api::{AUTO_ID, ExecRequest};
 use std::ffi::CString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -91,18 +92,25 @@ pub(super) struct Plan {
     ends_with_agent: bool,
 }
 
-/// Settles who runs what, where, and with which environment.
-pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, Failure> {
+/// Who a user id is; [`AUTO_ID`] is the image's default user, or whoever an agent without rights
+/// runs as.
+pub(super) fn user(uid: u32, database: &Database) -> Result<&User, Failure> {
     let own_uid = rustix::process::geteuid();
-    let user = match request.uid {
+    match uid {
         AUTO_ID if own_uid.is_root() => database.default_user(),
         AUTO_ID => database.by_uid(own_uid.as_raw()),
         uid => database.by_uid(uid),
     }
     .ok_or_else(|| Failure {
         exit_code: 1,
-        error: format!("user: unknown userid {}", request.uid),
-    })?;
+        error: format!("user: unknown userid {uid}"),
+    })
+}
+
+/// Settles who runs what, where, and with which environment.
+pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, Failure> {
+    let own_uid = rustix::process::geteuid();
+    let user = user(request.uid, database)?;
     let gid = match request.gid {
         AUTO_ID => user.gid,
         gid => gid,
@@ -234,9 +242,27 @@ impl Plan {
         self
     }
 
+    /// Has a shell know that it is a login's, as login(1) tells it: by a dash before its name.
+    pub(super) fn into_login(mut self, program: &str) -> Self {
+        let name = program.rsplit('/').next().unwrap_or_default();
+        if name.ends_with("sh") {
+            self.arg0 = format!("-{name}");
+        }
+        self
+    }
+
     /// Starts the process: in a session and process group of its own, with nothing of the agent's
     /// but the pipes.
     pub(super) fn spawn(self) -> Result<Process, Failure> {
+        self.start(None)
+    }
+
+    /// Like `spawn`, with a terminal in place of the pipes, which becomes that of the session.
+    pub(super) fn spawn_on(self, terminal: OwnedFd) -> Result<Process, Failure> {
+        self.start(Some(terminal))
+    }
+
+    fn start(self, terminal: Option<OwnedFd>) -> Result<Process, Failure> {
         let cwd = CString::new(self.cwd.as_os_str().as_encoded_bytes())
             .map_err(|e| Failure::cwd(&self.cwd, &e.into()))?;
         let piped = |wanted| {
@@ -255,6 +281,17 @@ impl Plan {
             .stdin(piped(self.stdin))
             .stdout(piped(self.stdout))
             .stderr(piped(self.stderr));
+        let on_terminal = terminal.is_some();
+        if let Some(terminal) = terminal {
+            let no_copy = |e: io::Error| Failure {
+                exit_code: 1,
+                error: format!("terminal: {}", errno_text(&e)),
+            };
+            command
+                .stdin(terminal.try_clone().map_err(no_copy)?)
+                .stdout(terminal.try_clone().map_err(no_copy)?)
+                .stderr(terminal);
+        }
         let ids = self.ids.map(|ids| {
             let groups: Vec<Gid> = ids.groups.iter().map(|g| Gid::from_raw(*g)).collect();
             (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid), groups)
@@ -262,6 +299,9 @@ impl Plan {
         let ends_with_agent = self.ends_with_agent;
         sys::before_exec(&mut command, move || {
             rustix::process::setsid()?;
+            if on_terminal {
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            }
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             // The kernel's memory killer spares the agent, but not what it runs. Giving up a
             // privilege is allowed to all, and where it fails there was none.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -15,6 +16,8 @@ use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 /// Longer than anything here may take, so that a hang is a failure.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -93,6 +96,66 @@ impl Host {
             .unwrap();
         tokio::spawn(connection);
         within(sender.send_request(request)).await.unwrap()
+    }
+
+    /// Asks for another protocol; gives back the answer and, when it is 101, the connection.
+    pub(crate) async fn upgrade(
+        &self,
+        target: &str,
+        protocol: &str,
+        headers: &[(&str, &str)],
+    ) -> (Response<Incoming>, Option<TokioIo<Upgraded>>) {
+        let stream = within(self.mux.open()).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::builder()
+            .uri(target)
+            .header("host", "agent")
+            .header("connection", "Upgrade")
+            .header("upgrade", protocol);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let mut answer = within(sender.send_request(request)).await.unwrap();
+        if answer.status() != 101 {
+            return (answer, None);
+        }
+        assert_eq!(answer.headers()["upgrade"], protocol);
+        let upgraded = within(hyper::upgrade::on(&mut answer)).await.unwrap();
+        (answer, Some(TokioIo::new(upgraded)))
+    }
+
+    /// Opens a WebSocket, as SlicerVM's clients do, extensions offered.
+    pub(crate) async fn websocket(
+        &self,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> WebSocketStream<TokioIo<Upgraded>> {
+        // The key and its answer of RFC 6455, 1.3.
+        let mut all = vec![
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-version", "13"),
+            (
+                "sec-websocket-extensions",
+                "permessage-deflate; client_max_window_bits",
+            ),
+        ];
+        all.extend(headers);
+        let (answer, io) = self.upgrade(target, "websocket", &all).await;
+        let Some(io) = io else {
+            panic!("{}: {}", answer.status(), body_json(answer).await);
+        };
+        let headers = answer.headers();
+        assert_eq!(
+            headers["sec-websocket-accept"],
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+        assert!(!headers.contains_key("sec-websocket-extensions"));
+        assert!(!headers.contains_key("sec-websocket-protocol"));
+        WebSocketStream::from_raw_socket(io, Role::Client, None).await
     }
 
     /// Sends a request with a whole body.

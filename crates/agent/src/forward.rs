@@ -1,0 +1,133 @@
+//! `GET /forward`: a connection to something that listens in the guest, or can be reached from it.
+//!
+//! SlicerVM's clients ask for a WebSocket, which can't close one direction alone. Ours changes to
+//! the protocol `tcp`: plain bytes, each direction ending by itself.
+
+use crate::http::{self, Answer};
+use crate::server::Agent;
+use crate::upgrade::{self, Socket};
+use futures_util::{SinkExt, StreamExt};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use slicer_api::{ApiError, ForwardTarget, UPSTREAM_HEADER};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_tungstenite::tungstenite::Message;
+
+/// Clients wait 10 s for an answer.
+const DIAL_TIME: Duration = Duration::from_secs(8);
+/// What is read ahead in each direction, and the largest message sent, bytes.
+const PIECE: usize = 64 << 10;
+/// How long the other end has to finish when a WebSocket is closed.
+const DRAIN_TIME: Duration = Duration::from_secs(3);
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Connects, then agrees to change protocols: a target that can't be reached is an HTTP error.
+pub(crate) async fn handle(agent: &Arc<Agent>, request: Request<Incoming>) -> Answer {
+    start(agent, request)
+        .await
+        .unwrap_or_else(|e| http::error(&e))
+}
+
+async fn start(agent: &Arc<Agent>, mut request: Request<Incoming>) -> Result<Answer, ApiError> {
+    agent.check_ready()?;
+    let target = request.headers().get(UPSTREAM_HEADER).ok_or_else(|| {
+        let text = "the header X-Inlets-Upstream must say where to: HOST:PORT or unix:/PATH";
+        ApiError::bad_request(text)
+    })?;
+    let target: ForwardTarget = target
+        .to_str()
+        .map_err(|_| ApiError::bad_request("X-Inlets-Upstream is not text"))?
+        .parse()
+        .map_err(|e| ApiError::bad_request(format!("X-Inlets-Upstream: {e}")))?;
+    let plain = upgrade::wants(&request, "tcp");
+    if !plain && !upgrade::wants(&request, "websocket") {
+        let text = "a forward needs a WebSocket, or an upgrade to tcp";
+        return Err(ApiError::bad_request(text));
+    }
+    let dialled = tokio::time::timeout(DIAL_TIME, dial(&target)).await;
+    let stream = dialled
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|e| {
+            ApiError::bad_gateway(format!("cannot connect to {target} in the guest: {e}"))
+        })?;
+    if plain {
+        let (answer, upgraded) = upgrade::raw(&mut request, "tcp");
+        agent.tasks.spawn(async move {
+            if let Ok(client) = upgraded.await {
+                splice(TokioIo::new(client), stream).await;
+            }
+        });
+        return Ok(answer);
+    }
+    let (answer, socket) = upgrade::websocket(&mut request)?;
+    agent.tasks.spawn(async move {
+        if let Ok(socket) = socket.await {
+            relay(socket, stream).await;
+        }
+    });
+    Ok(answer)
+}
+
+async fn dial(target: &ForwardTarget) -> io::Result<Box<dyn Stream>> {
+    Ok(match target {
+        ForwardTarget::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Box::new(stream)
+        }
+        ForwardTarget::Unix(path) => Box::new(UnixStream::connect(path).await?),
+    })
+}
+
+/// Passes bytes both ways until both directions have ended, or one breaks.
+async fn splice(mut client: impl AsyncRead + AsyncWrite + Unpin, mut target: Box<dyn Stream>) {
+    // How it ended is known to both ends.
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut target, PIECE, PIECE).await;
+}
+
+/// Passes a WebSocket's messages to the target, and what it answers back.
+async fn relay(socket: Socket, target: Box<dyn Stream>) {
+    let (mut sink, mut stream) = socket.split();
+    let (mut from_target, mut to_target) = tokio::io::split(target);
+    let inbound = async {
+        while let Some(Ok(message)) = stream.next().await {
+            match message {
+                Message::Binary(bytes) => match to_target.write_all(&bytes).await {
+                    Ok(()) => {}
+                    Err(_) => break,
+                },
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        let _ = to_target.shutdown().await;
+    };
+    let outbound = async {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match from_target.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(n) => {
+                    let piece = bytes::Bytes::copy_from_slice(&buffer[..n]);
+                    // The client may have closed; what is left is read all the same, so that the
+                    // target can end as it wants to.
+                    let _ = sink.send(Message::Binary(piece)).await;
+                }
+            }
+        }
+        let close = Message::Close(Some(upgrade::normal_close()));
+        let _ = sink.send(close).await;
+    };
+    tokio::pin!(inbound, outbound);
+    tokio::select! {
+        () = &mut inbound => drop(tokio::time::timeout(DRAIN_TIME, outbound).await),
+        () = &mut outbound => drop(tokio::time::timeout(DRAIN_TIME, inbound).await),
+    }
+}
