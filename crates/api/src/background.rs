@@ -18,6 +18,7 @@ pub const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 pub const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// The answer to `POST /vm/{h}/exec?background=true`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackgroundExec {
     /// By what it is known from now on: `ex_` and something unguessable.
@@ -31,6 +32,7 @@ pub struct BackgroundExec {
 }
 
 /// A command in the background: running, or ended and not removed yet.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecInfo {
     /// By what it is known.
@@ -74,6 +76,7 @@ pub struct ExecInfo {
 }
 
 /// One line of a background exec's log. `data` says the same as `stdout` or `stderr`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogFrame {
     /// Its place in the log; the first is 1. That of a gap is the last one that is missing.
@@ -151,6 +154,7 @@ fn number(name: &'static str, value: &str, expected: &'static str) -> Result<u64
 }
 
 /// The answer of `wait-exit`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitExit {
     /// By what it is known.
@@ -230,6 +234,7 @@ impl fmt::Display for KillSignal {
 }
 
 /// The body of `POST /vm/{h}/exec/{id}/kill`, all of which may be left out.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillRequest {
     /// See [`KillSignal::parse`].
@@ -255,6 +260,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// The answer to a kill.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Killed {
     /// By what it is known.
@@ -268,6 +274,7 @@ pub struct Killed {
 }
 
 /// The answer to `DELETE /vm/{h}/exec/{id}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reaped {
     /// By what it was known.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The JSON body of every answer that isn't 2xx.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// A sentence for the user.

@@ -4,6 +4,7 @@ use crate::{AUTO_ID, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// How output travels in frames.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stdio {
@@ -234,6 +235,7 @@ fn env_pair(value: String) -> Result<String, QueryError> {
 }
 
 /// The kind of an [`ExecFrame`].
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FrameType {
@@ -250,6 +252,7 @@ pub enum FrameType {
 }
 
 /// One line of an exec's NDJSON answer.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecFrame {
     /// When it was made.
@@ -307,6 +310,7 @@ impl ExecFrame {
 }
 
 /// The answer to a buffered exec.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecBuffered {
     /// Everything it wrote to stdout.

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 /// What a directory entry is.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FsKind {
@@ -19,6 +20,7 @@ pub enum FsKind {
 }
 
 /// A directory entry; of a symbolic link, the link itself.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsEntry {
     /// The last part of its path. What is no UTF-8 in it is U+FFFD here.
@@ -35,6 +37,7 @@ pub struct FsEntry {
 }
 
 /// The body of `POST /vm/{h}/fs/mkdir`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MakeDirectory {
     /// What to make; `~` is the default user's home.
@@ -97,6 +100,7 @@ impl FsQuery {
 }
 
 /// What happened to a file.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WatchKind {
@@ -136,6 +140,7 @@ impl fmt::Display for WatchKind {
 }
 
 /// One event of a watch.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchEvent {
     /// Its place in the stream; the first is 1.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// `GET /vm/{h}/health`. The daemon fills in `hostname` and `ip`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// The VM.
@@ -59,6 +60,7 @@ pub struct NetworkIdentity {
 }
 
 /// What `POST /vm/{h}/shutdown` may ask for. Both end with the VM stopped.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ShutdownAction {
@@ -70,6 +72,7 @@ pub enum ShutdownAction {
 }
 
 /// The optional body of `POST /vm/{h}/shutdown`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShutdownRequest {
     /// What to do; absent is a shutdown.

@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// `GET /info`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     /// The daemon's version.
@@ -21,6 +22,7 @@ pub struct Info {
 }
 
 /// An element of `GET /hostgroup`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostGroup {
     /// The group's name.
@@ -40,6 +42,7 @@ pub struct HostGroup {
 }
 
 /// What a VM is doing, as the API tells it.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NodeStatus {
     /// The VM runs, or is about to.
@@ -59,6 +62,7 @@ impl fmt::Display for NodeStatus {
 }
 
 /// A VM in a list.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `<group>-<n>`.
@@ -101,6 +105,7 @@ impl Node {
 
 /// Allow and drop lists of a VM's network, CIDRs, addresses or `address:port`.
 /// A list that is absent is inherited; one that is empty is explicitly empty.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// Destinations that may be reached.
@@ -121,6 +126,7 @@ impl NetworkPolicy {
 }
 
 /// The network of a VM in `GET /vm/{h}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeNetwork {
     /// `nat`, `bridge` or `isolated`.
@@ -137,6 +143,7 @@ pub struct NodeNetwork {
 }
 
 /// `GET /vm/{h}`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeDetail {
     /// What a list shows.
@@ -151,6 +158,7 @@ pub struct NodeDetail {
 }
 
 /// The body of `POST /hostgroup/{g}/nodes`. Every field may be absent.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateNode {
     /// CPUs; 0 or absent is the group's default, which also is the maximum.
@@ -249,6 +257,7 @@ fn is_zero_u64(n: &u64) -> bool {
 }
 
 /// The answer to a create or relaunch.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreatedNode {
     /// `<group>-<n>`.
@@ -269,6 +278,7 @@ pub struct CreatedNode {
 }
 
 /// The answer to a delete.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletedNode {
     /// A line for the user.
@@ -278,6 +288,7 @@ pub struct DeletedNode {
 }
 
 /// `GET /vm/{h}/logs`: the end of the VM's serial console.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Logs {
     /// The VM.

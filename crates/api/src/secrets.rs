@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 const MAX_NAME: usize = 253;
 
 /// A secret as lists show it: everything but its value.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret {
     /// Its name, which is that of its file.
@@ -28,6 +29,7 @@ pub struct Secret {
 }
 
 /// `POST /secrets`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateSecret {
     /// Its name.
@@ -48,6 +50,7 @@ pub struct CreateSecret {
 }
 
 /// `PATCH /secrets/{name}`: what is absent stays as it is.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateSecret {
     /// Its value, base64. Empty is like absent, since Go clients always send it.

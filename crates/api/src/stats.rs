@@ -4,6 +4,7 @@ use crate::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// What the agent measures in its guest. Totals count since the guest's boot.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StatsSnapshot {
@@ -59,6 +60,7 @@ pub struct StatsSnapshot {
 }
 
 /// An element of `GET /nodes/stats`, and the only one of `GET /node/{h}/stats`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStats {
     /// The VM's name.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The tags a VM has.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tags {
     /// The VM.
@@ -13,6 +14,7 @@ pub struct Tags {
 }
 
 /// How tags shall change: either `replace`, or `add` and `remove`.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagsChange {
     /// Tags to have besides.

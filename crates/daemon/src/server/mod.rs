@@ -4,6 +4,7 @@ mod answer;
 mod info;
 mod listen;
 mod nodes;
+mod openapi;
 mod proxy;
 mod secrets;
 mod stats;
@@ -38,6 +39,7 @@ impl Server {
             .route("/info", get(info::info))
             .route("/healthz", get(info::healthz))
             .route("/metrics", get(info::metrics))
+            .route("/openapi.json", get(openapi::openapi))
             .route("/hostgroup", get(nodes::groups))
             .route(
                 "/hostgroup/{group}/nodes",

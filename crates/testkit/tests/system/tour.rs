@@ -249,6 +249,8 @@ async fn info(tour: &Tour) {
         (healthz.status.as_u16(), healthz.text().trim()),
         (200, "OK")
     );
+    let api = tour.raw().get("/openapi.json").await.json();
+    assert!(api["paths"]["/vm/{vm}/exec"]["post"].is_object(), "{api}");
 }
 
 async fn metrics_count(tour: &Tour) {
