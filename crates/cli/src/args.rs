@@ -1,8 +1,8 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    bg::Bg, completion::Completion, exec::Exec, info::Info, list::List, logs::Logs,
-    relaunch::Relaunch, secret::Secret, up::Up, version::Version, vm::Vm,
+    bg::Bg, completion::Completion, exec::Exec, forward::Forward, info::Info, list::List,
+    logs::Logs, relaunch::Relaunch, secret::Secret, shell::Shell, up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Exec(Exec),
     #[command(subcommand)]
     Bg(Bg),
+    Shell(Shell),
+    Forward(Forward),
     Logs(Logs),
     Relaunch(Relaunch),
     #[command(subcommand)]

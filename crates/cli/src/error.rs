@@ -2,6 +2,7 @@
 
 use crate::output;
 use slicer_client::{ClientError, DiscoverError};
+use slicer_forward::ListenError;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -23,6 +24,12 @@ pub(crate) enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot use the terminal")]
+    Terminal(#[source] io::Error),
+    #[error("the shell's connection ended before the shell did; the VM may have stopped")]
+    ShellLost,
     /// The command line makes no sense in a way clap can't see.
     #[error("{0}")]
     Usage(String),

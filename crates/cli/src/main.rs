@@ -9,6 +9,7 @@ mod output;
 mod runtime;
 mod stdin;
 mod table;
+mod terminal;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -4,8 +4,8 @@ use crate::conn::{Connection, Pool, RequestBody, empty_body};
 use crate::{ClientError, ExecStream, Stdin, Token};
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use http::header::{self, HeaderValue};
-use http::{Method, Request, Response};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::Incoming;
@@ -85,6 +85,7 @@ pub(crate) struct Call<'a> {
     pub(crate) path: &'a str,
     pub(crate) query: String,
     pub(crate) json: Option<Bytes>,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) limit: Duration,
     pub(crate) max_answer: usize,
 }
@@ -96,6 +97,7 @@ impl<'a> Call<'a> {
             path,
             query: String::new(),
             json: None,
+            headers: Vec::new(),
             limit: CALL_LIMIT,
             max_answer: MAX_ANSWER,
         }
@@ -409,7 +411,8 @@ impl Client {
         }
     }
 
-    /// Sends and gives back a 2xx answer's head; any other answer is an error.
+    /// Sends and gives back the head of a 2xx answer or of a change of protocols; any other answer
+    /// is an error.
     pub(crate) async fn send(
         &self,
         call: &Call<'_>,
@@ -429,6 +432,9 @@ impl Client {
         if let Some(authorization) = &inner.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
+        for (name, value) in &call.headers {
+            request = request.header(name, value);
+        }
         if call.json.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -442,10 +448,10 @@ impl Client {
         })?;
         let what = call.what();
         let (response, connection) = inner.pool.send(&what, request).await?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((response, connection));
         }
-        let status = response.status();
         let body = read(&what, response.into_body(), MAX_ERROR_BODY);
         // The status alone says enough when the rest doesn't come.
         let body = match tokio::time::timeout(ERROR_BODY_LIMIT, body).await {

@@ -70,7 +70,9 @@ impl Connection {
         Ok(Self {
             sender,
             // Its error also reaches whoever waits for the answer.
-            _driver: AbortOnDropHandle::new(tokio::spawn(async { drop(driver.await) })),
+            _driver: AbortOnDropHandle::new(tokio::spawn(async {
+                drop(driver.with_upgrades().await);
+            })),
         })
     }
 }

@@ -66,6 +66,20 @@ pub enum ClientError {
         /// What HTTP said.
         source: hyper::Error,
     },
+    /// The daemon answered, and the connection did not change protocols.
+    #[error("{request}: the daemon did not change protocols; do client and daemon versions match?")]
+    NotUpgraded {
+        /// The call.
+        request: String,
+    },
+    /// A WebSocket broke.
+    #[error("{request}: the connection to the VM broke")]
+    WebSocket {
+        /// The call.
+        request: String,
+        /// What is wrong with it.
+        source: Box<tokio_tungstenite::tungstenite::Error>,
+    },
     /// The answer is no JSON of the expected form.
     #[error("{request}: the daemon's answer makes no sense; do client and daemon versions match?")]
     Decode {

@@ -8,11 +8,14 @@ mod conn;
 mod discover;
 mod error;
 mod exec;
+mod forward;
 mod fs;
 mod lines;
 mod secrets;
+mod shell;
 mod stats;
 mod tags;
+mod upgrade;
 mod watch;
 
 pub use background::LogStream;
@@ -22,4 +25,5 @@ pub use discover::{
 };
 pub use error::ClientError;
 pub use exec::{ExecStream, MAX_LINE, Stdin, output_bytes};
+pub use shell::{ShellReceiver, ShellSender};
 pub use watch::WatchStream;

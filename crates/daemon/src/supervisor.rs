@@ -2,6 +2,7 @@
 
 use crate::DaemonError;
 use crate::config::{Config, HostGroupConfig, Userdata};
+use crate::forwards;
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
@@ -206,7 +207,16 @@ impl Supervisor {
         );
         self.shared.vms().insert(name, handle.clone());
         self.tasks.spawn(actor);
+        self.forward(group, &handle);
         handle
+    }
+
+    /// Makes reachable of a VM what its group says.
+    fn forward(&self, group: &Group, vm: &VmHandle) {
+        let forwards = forwards::rooted(&group.config.forwards, self.shared.work.root());
+        if !forwards.is_empty() {
+            self.tasks.spawn(forwards::keep_up(vm.clone(), forwards));
+        }
     }
 
     fn group(&self, name: &str) -> Option<&Group> {
@@ -375,6 +385,7 @@ impl Supervisor {
             .await
             .unwrap_or(Err(DaemonError::Internal("writing a record")));
         saved.map_err(|e| e.to_api())?;
+        self.forward(group, &handle);
         Ok(handle)
     }
 

@@ -37,6 +37,8 @@ fn command(dir: &Path, program: Command) -> Command {
     command
         .current_dir(dir)
         .env("NO_COLOR", "1")
+        // What the configuration puts below it stays in the directory, too.
+        .env("HOME", dir)
         .env_remove("SLICER_URL")
         .stdin(Stdio::null());
     command

@@ -5,6 +5,7 @@ pub(crate) mod bg;
 pub(crate) mod completion;
 pub(crate) mod delete;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod group;
 pub(crate) mod health;
 pub(crate) mod info;
@@ -15,6 +16,7 @@ pub(crate) mod ready;
 pub(crate) mod relaunch;
 pub(crate) mod resume;
 pub(crate) mod secret;
+pub(crate) mod shell;
 pub(crate) mod shutdown;
 pub(crate) mod tag;
 pub(crate) mod top;
@@ -37,6 +39,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Ls(c) => block_on(c.run(connection)),
         Command::Exec(c) => block_on(c.run(connection)),
         Command::Bg(c) => block_on(c.run(connection)),
+        Command::Shell(c) => block_on(c.run(connection)),
+        Command::Forward(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),

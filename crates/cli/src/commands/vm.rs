@@ -1,9 +1,9 @@
 //! `slicer vm`.
 
 use super::{
-    add::Add, bg::Bg, delete::Delete, exec::Exec, group::Group, health::Health, list::List,
-    logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume, shutdown::Shutdown,
-    tag::Tag, top::Top,
+    add::Add, bg::Bg, delete::Delete, exec::Exec, forward::Forward, group::Group, health::Health,
+    list::List, logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume,
+    shell::Shell, shutdown::Shutdown, tag::Tag, top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -22,6 +22,8 @@ pub(crate) enum Vm {
     Exec(Exec),
     #[command(subcommand)]
     Bg(Bg),
+    Shell(Shell),
+    Forward(Forward),
     Logs(Logs),
     Pause(Pause),
     Resume(Resume),
@@ -43,6 +45,8 @@ impl Vm {
             Self::Health(c) => c.run(connection).await,
             Self::Exec(c) => c.run(connection).await,
             Self::Bg(c) => c.run(connection).await,
+            Self::Shell(c) => c.run(connection).await,
+            Self::Forward(c) => c.run(connection).await,
             Self::Logs(c) => c.run(connection).await,
             Self::Pause(c) => c.run(connection).await,
             Self::Resume(c) => c.run(connection).await,

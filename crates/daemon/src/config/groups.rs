@@ -4,6 +4,7 @@ use super::reader::{Field, Table};
 use super::report::{Place, Report};
 use super::unserved;
 use ipnet::Ipv4Net;
+use slicer_api::{Forward, ForwardListen};
 use slicer_image::parse_size;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -73,6 +74,8 @@ pub struct HostGroupConfig {
     pub dns_servers: Vec<Ipv4Addr>,
     /// What VMs run at their first boot.
     pub userdata: Userdata,
+    /// What of its VMs the daemon makes reachable on the host.
+    pub forwards: Vec<Forward>,
     /// Public keys for the VMs' default user: those of the whole configuration, then the group's.
     pub ssh_keys: Vec<String>,
 }
@@ -226,6 +229,7 @@ fn read_group(
     };
     let image = read_image(table, shared, report);
     let userdata = read_userdata(table, shared, report);
+    let forwards = read_forwards(table, shared, report);
     let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
     let own_dns = table.take("dns_servers");
     let network_field = table.take("network");
@@ -265,6 +269,7 @@ fn read_group(
         persistent: persistent?,
         image: image?,
         userdata: userdata?,
+        forwards: forwards?,
         network,
         dns_servers: dns_servers?,
         ssh_keys: ssh_keys?,
@@ -336,6 +341,45 @@ fn read_userdata(
         return None;
     }
     field.file(shared.home, report).map(Userdata::File)
+}
+
+/// Mappings in the form of the command's `-L`; a socket's path may begin with `~/`.
+fn read_forwards(
+    table: &mut Table<'_>,
+    shared: &Shared<'_>,
+    report: &mut Report,
+) -> Option<Vec<Forward>> {
+    let Some(field) = table.take("forwards") else {
+        return Some(Vec::new());
+    };
+    let mut forwards: Vec<Forward> = Vec::new();
+    for item in field.list(report)? {
+        let mut forward: Forward = match item.text(report)?.parse() {
+            Ok(forward) => forward,
+            Err(e) => {
+                let text = format!("{e}");
+                item.error(report, text);
+                return None;
+            }
+        };
+        if let ForwardListen::Unix(path) = &mut forward.listen
+            && let Ok(rest) = path.strip_prefix("~")
+        {
+            let Some(home) = shared.home else {
+                let text = "~/ can't be replaced without a home directory: give a full path";
+                item.error(report, text);
+                return None;
+            };
+            *path = home.join(rest);
+        }
+        if forwards.iter().any(|f| f.listen == forward.listen) {
+            let text = format!("{} is listened on already", forward.listen);
+            item.error(report, text);
+            return None;
+        }
+        forwards.push(forward);
+    }
+    Some(forwards)
 }
 
 fn read_image(table: &mut Table<'_>, shared: &Shared<'_>, report: &mut Report) -> Option<String> {

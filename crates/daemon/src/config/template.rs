@@ -58,6 +58,11 @@ config:
       network:
         mode: nat
         gateway: 192.168.64.1/24
+      # What of it is reachable on this machine: Docker, and the API of K3s. Nothing answers until
+      # they are installed. Their ports and sockets are those of `slicer vm forward -L`.
+      forwards:
+        - ~/.slicer/docker.sock:/var/run/docker.sock
+        - 6443:127.0.0.1:6443
 
     # Sandboxes, launched on demand: slicer vm launch sbox
     - name: sbox

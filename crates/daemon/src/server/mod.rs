@@ -11,6 +11,7 @@ mod stats;
 mod vm;
 
 pub(crate) use listen::bind;
+pub(crate) use vm::reachable;
 
 use crate::config::ApiToken;
 use crate::supervisor::Supervisor;

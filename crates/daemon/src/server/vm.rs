@@ -47,7 +47,7 @@ pub(super) async fn detail(
 }
 
 /// The machine of a VM whose agent may be asked, or why not.
-pub(super) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
+pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
     let name = &vm.record.hostname;
     let view = vm.view.borrow();
     match (&view.phase, &view.machine) {

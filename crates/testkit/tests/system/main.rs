@@ -8,6 +8,7 @@ mod background;
 mod crash;
 mod exec;
 mod firstboot;
+mod forward;
 mod fs;
 mod guest;
 mod lifecycle;
@@ -15,6 +16,7 @@ mod limits;
 mod listen;
 mod many;
 mod power;
+mod shell;
 mod stats;
 mod tour;
 
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         guest::trials(&tour),
         limits::trials(&tour),
         stats::trials(&tour),
+        shell::trials(&tour),
+        forward::trials(&tour),
         lifecycle::trials(),
         crash::trials(),
         firstboot::trials(),

@@ -184,3 +184,38 @@ fn an_open_pool_is_the_network_without_its_ends_and_gateway() {
     let first = NetworkConfig::default().pool().next();
     assert_eq!(first, Some(Ipv4Addr::new(192, 168, 64, 2)));
 }
+
+#[test]
+fn forwards_are_those_of_the_command() {
+    let (config, warnings) = accepted(&group(&[
+        "forwards:",
+        "  - ~/.slicer/docker.sock:/var/run/docker.sock",
+        "  - 6443:127.0.0.1:6443",
+        "  - ./x.sock:/run/x.sock",
+    ]));
+    assert_eq!(warnings, [""; 0]);
+    let forwards: Vec<String> = config.host_groups[0]
+        .forwards
+        .iter()
+        .map(|f| format!("{}:{}", f.listen, f.target))
+        .collect();
+    let home = super::host(crate::config::HostOs::Linux).home.unwrap();
+    let docker = home.join(".slicer/docker.sock");
+    assert_eq!(
+        forwards,
+        [
+            format!("{}:unix:/var/run/docker.sock", docker.display()),
+            "127.0.0.1:6443:127.0.0.1:6443".to_owned(),
+            "./x.sock:unix:/run/x.sock".to_owned(),
+        ]
+    );
+    for (line, part) in [
+        ("forwards: 6443", "a list"),
+        ("forwards: [\"70000:a:1\"]", "70000"),
+        ("forwards: [\"nonsense\"]", "nonsense"),
+        ("forwards: [\"1:a:1\", \"1:b:2\"]", "already"),
+    ] {
+        let errors = refused(&group(&[line]));
+        assert!(errors[0].contains(part), "{line}: {errors:?}");
+    }
+}

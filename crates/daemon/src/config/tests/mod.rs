@@ -67,6 +67,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                     addresses: vec![],
                 },
                 dns_servers: vec![Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(1, 1, 1, 1)],
+                forwards: vec![],
                 ssh_keys: vec![],
             }],
             hypervisor: Hypervisor::Qemu,
