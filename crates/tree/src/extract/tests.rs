@@ -267,7 +267,7 @@ fn broken_archives_are_told() {
         (whole[..520].to_vec(), "cut off"),
         (whole[..1024 + 512].to_vec(), "cut off"),
         (pax(&[("path", "x")]), "cut off"),
-        (vec![b'x'; 1024], "checksum"),
+        (vec![b'x'; 1024], "makes no sense"),
         (
             archive(&[entry(EntryType::GNUSparse, b"s", 0o644, b"")]),
             "sparse",
@@ -285,7 +285,7 @@ fn broken_archives_are_told() {
             "too long",
         ),
         (archive(&[pax(&[("size", "-1")]), file("x", "")]), "sense"),
-        (archive(&[file(&"d/".repeat(49), "")]), "clean"),
+        (archive(&[file("d//f", "")]), "clean"),
         (
             archive(&[
                 pax(&[("path", &format!("{}f", "d/".repeat(256)))]),
@@ -294,7 +294,7 @@ fn broken_archives_are_told() {
             "too deep",
         ),
     ] {
-        let e = extract(&bytes, tmp.path()).unwrap_err().to_string();
+        let e = extract(&bytes, tmp.path()).expect_err(what).to_string();
         assert!(e.contains(what), "{what}: {e}");
     }
     // Only the end marker is missing, or more follows it.
