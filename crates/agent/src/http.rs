@@ -8,7 +8,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use slicer_api::ApiError;
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -27,19 +27,22 @@ pub(crate) enum AgentBody {
     /// Piece by piece, as a task of the agent makes them. The task sees the receiver close when
     /// the client has left.
     Stream(mpsc::Receiver<Bytes>),
+    /// Likewise; an error breaks the answer off.
+    Fallible(mpsc::Receiver<io::Result<Bytes>>),
 }
 
 impl Body for AgentBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Stream(pieces) => pieces.poll_recv(cx).map(|p| p.map(|b| Ok(Frame::data(b)))),
+            Self::Fallible(pieces) => pieces.poll_recv(cx).map(|p| p.map(|b| b.map(Frame::data))),
         }
     }
 
@@ -50,7 +53,7 @@ impl Body for AgentBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Fallible(_) => SizeHint::default(),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! instead of a virtio port, touching nothing of the system it runs on.
 #![deny(unsafe_code)]
 
+mod cp;
 mod error;
 mod exec;
 mod forward;
@@ -38,7 +39,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: slicer-agent serve --unix PATH | slicer-agent version\n";
+const USAGE: &str = "usage: slicer-agent serve --unix PATH\n       \
+                     slicer-agent upload check|finalise|abort …\n       \
+                     slicer-agent version\n";
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
@@ -58,6 +61,16 @@ fn main() -> ExitCode {
         [word, flag, path] if *word == "serve" && *flag == "--unix" => {
             worker::serve_socket(Path::new(path))
         }
+        [word, rest @ ..] if *word == "upload" => match cp::upload::run(rest) {
+            Ok(text) => {
+                say(&mut std::io::stdout(), &text);
+                ExitCode::SUCCESS
+            }
+            Err(e) => {
+                say(&mut std::io::stderr(), &format!("{e}\n"));
+                ExitCode::FAILURE
+            }
+        },
         [word] if *word == "version" || *word == "--version" => {
             say(
                 &mut std::io::stdout(),

@@ -5,7 +5,7 @@ use crate::init::GuestInit;
 use crate::ready::Readiness;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{exec, forward, fs, identity, log, power, secrets, stats};
+use crate::{cp, exec, forward, fs, identity, log, power, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -132,6 +132,9 @@ impl Agent {
             path if path.starts_with("/exec/") => {
                 return exec::background::handle(&self, request).await;
             }
+            "/cp" if method == Method::GET || method == Method::POST => {
+                return cp::handle(&self, request).await;
+            }
             "/shell" if method == Method::GET => return exec::shell::handle(&self, request),
             "/forward" if method == Method::GET => return forward::handle(&self, request).await,
             "/identity" if method == Method::POST => self.identify(request).await,
@@ -142,7 +145,7 @@ impl Agent {
                 return http::method_not_allowed(path, "GET");
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
-            path @ "/exec" => return http::method_not_allowed(path, "GET, POST"),
+            path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
             path @ ("/identity" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
             }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use slicer_channel::{Mux, wire};
 use std::process::ExitStatus;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -172,6 +173,38 @@ impl Host {
             .body(Full::new(body.into()))
             .unwrap();
         self.request(request).await
+    }
+
+    /// Sends a request with headers and a whole body.
+    pub(crate) async fn send_with(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Response<Incoming> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header("host", "agent");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.request(request.body(Full::new(body.into())).unwrap())
+            .await
+    }
+
+    /// Sends the first part of a body that is said to be longer, and leaves.
+    pub(crate) async fn leave_in_the_middle(&self, target: &str, length: usize, part: &[u8]) {
+        let mut stream = within(self.mux.open()).await.unwrap();
+        let head =
+            format!("POST {target} HTTP/1.1\r\nhost: agent\r\ncontent-length: {length}\r\n\r\n");
+        within(stream.write_all(head.as_bytes())).await.unwrap();
+        within(stream.write_all(part)).await.unwrap();
+        within(stream.flush()).await.unwrap();
+        // What was sent is there before the stream ends.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        within(stream.shutdown()).await.unwrap();
     }
 
     /// Sends an exec whose stdin stays open until the sender is dropped.
