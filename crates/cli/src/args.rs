@@ -1,7 +1,7 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    bg::Bg, completion::Completion, exec::Exec, forward::Forward, info::Info, list::List,
+    bg::Bg, completion::Completion, cp::Cp, exec::Exec, forward::Forward, info::Info, list::List,
     logs::Logs, relaunch::Relaunch, secret::Secret, shell::Shell, up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
@@ -24,6 +24,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "list")]
     Ls(List),
     Exec(Exec),
+    Cp(Cp),
     #[command(subcommand)]
     Bg(Bg),
     Shell(Shell),

@@ -1,7 +1,7 @@
 //! How a command fails: what is said, which hint is given, how the process exits.
 
 use crate::output;
-use slicer_client::{ClientError, DiscoverError};
+use slicer_client::{ClientError, CopyError, DiscoverError};
 use slicer_forward::ListenError;
 use std::error::Error;
 use std::io;
@@ -22,6 +22,8 @@ const BROKEN_PIPE: u8 = 141;
 pub(crate) enum CliError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     #[error(transparent)]
     Discover(#[from] DiscoverError),
     #[error(transparent)]

@@ -5,6 +5,7 @@
 mod background;
 mod client;
 mod conn;
+mod cp;
 mod discover;
 mod error;
 mod exec;
@@ -20,6 +21,7 @@ mod watch;
 
 pub use background::LogStream;
 pub use client::{Client, NodeFilter};
+pub use cp::{Copied, CopyError, LocalFilter, Progress};
 pub use discover::{
     DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,
 };

@@ -3,6 +3,7 @@
 pub(crate) mod add;
 pub(crate) mod bg;
 pub(crate) mod completion;
+pub(crate) mod cp;
 pub(crate) mod delete;
 pub(crate) mod exec;
 pub(crate) mod forward;
@@ -37,6 +38,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Up(c) => c.run(),
         Command::Vm(c) => block_on(c.run(connection)),
         Command::Ls(c) => block_on(c.run(connection)),
+        Command::Cp(c) => block_on(c.run(connection)),
         Command::Exec(c) => block_on(c.run(connection)),
         Command::Bg(c) => block_on(c.run(connection)),
         Command::Shell(c) => block_on(c.run(connection)),

@@ -1,9 +1,9 @@
 //! `slicer vm`.
 
 use super::{
-    add::Add, bg::Bg, delete::Delete, exec::Exec, forward::Forward, group::Group, health::Health,
-    list::List, logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch, resume::Resume,
-    shell::Shell, shutdown::Shutdown, tag::Tag, top::Top,
+    add::Add, bg::Bg, cp::Cp, delete::Delete, exec::Exec, forward::Forward, group::Group,
+    health::Health, list::List, logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch,
+    resume::Resume, shell::Shell, shutdown::Shutdown, tag::Tag, top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -20,6 +20,7 @@ pub(crate) enum Vm {
     Ready(Ready),
     Health(Health),
     Exec(Exec),
+    Cp(Cp),
     #[command(subcommand)]
     Bg(Bg),
     Shell(Shell),
@@ -44,6 +45,7 @@ impl Vm {
             Self::Ready(c) => c.run(connection).await,
             Self::Health(c) => c.run(connection).await,
             Self::Exec(c) => c.run(connection).await,
+            Self::Cp(c) => c.run(connection).await,
             Self::Bg(c) => c.run(connection).await,
             Self::Shell(c) => c.run(connection).await,
             Self::Forward(c) => c.run(connection).await,

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 mod background;
+mod cp;
 mod crash;
 mod exec;
 mod firstboot;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         limits::trials(&tour),
         stats::trials(&tour),
         shell::trials(&tour),
+        cp::trials(&tour),
         forward::trials(&tour),
         lifecycle::trials(),
         crash::trials(),
