@@ -466,8 +466,8 @@ async fn bad_requests(tour: &Tour) {
         assert_eq!(answer.status, 400, "{query}: {}", answer.text());
         assert!(answer.json()["error"].is_string(), "{query}");
     }
-    let answer = tour.raw().get(&format!("/vm/{VM}/exec?cmd=x")).await;
-    // Lists of background commands aren't there yet.
+    let target = format!("/vm/{VM}/exec?cmd=x");
+    let answer = tour.raw().send(hyper::Method::PUT, &target, "").await;
     assert_eq!(answer.status, 405);
     let answer = tour.raw().post("/vm/sbox-99/exec?cmd=x", "").await;
     assert_eq!(answer.status, 404);
