@@ -1,6 +1,7 @@
 //! Copies between this host and a VM. What comes from a VM is believed nothing: names are plain
 //! names, archives are extracted within their root and nowhere else.
 
+use crate::chunked;
 use crate::client::{Call, vm_path};
 use crate::conn::{Connection, RequestBody};
 use crate::{Client, ClientError};
@@ -87,12 +88,15 @@ pub enum CopyError {
         /// What it is about.
         what: &'static str,
     },
+    /// The VM's agent could not put the pieces of a file together.
+    #[error("the VM refused the copy: {0}")]
+    Vm(String),
     /// The runtime ends.
     #[error(transparent)]
     Abandoned(#[from] Abandoned),
 }
 
-fn local(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
+pub(crate) fn local(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyError {
     move |source| CopyError::Local {
         action,
         path: path.to_owned(),
@@ -100,7 +104,7 @@ fn local(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CopyErr
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CopyError> + Send + 'static,
 ) -> Result<T, CopyError> {
     let done = tokio::task::spawn_blocking(work).await;
@@ -139,6 +143,19 @@ impl Client {
         copy.source_name = source_name(from)?;
         if !tree && copy.permissions.is_none() {
             copy.permissions = Some(mode & 0o777);
+        }
+        if let Source::File { size, .. } = source
+            && chunked::is_worth_it(&copy, size)
+            && let Some(()) = self
+                .copy_in_pieces(hostname, from, size, &copy, &progress)
+                .await?
+        {
+            return Ok(Copied {
+                to: None,
+                files: 1,
+                bytes: size,
+                skipped: 0,
+            });
         }
         let path = vm_path(hostname, "/cp");
         let mut call = Call::post(&path).query(copy.to_query());

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod chunked;
 mod client;
 mod conn;
 mod cp;

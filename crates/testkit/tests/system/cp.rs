@@ -98,6 +98,22 @@ async fn a_large_file(tour: &Tour) {
     good(tour, &[out.to_str().unwrap(), &format!("{VM}:/tmp/large")]).await;
     let there = tour.says("sha256sum /tmp/large").await;
     assert!(there.starts_with(&sum), "{there}");
+    // It went in pieces, of which nothing is left, whoever fails.
+    let small =
+        tour.says("sudo mkdir -p /tmp/few && sudo mount -t tmpfs -o size=100m none /tmp/few");
+    small.await;
+    let done = cp(
+        tour,
+        &[out.to_str().unwrap(), &format!("{VM}:/tmp/few/large")],
+    )
+    .await;
+    assert!(
+        done.code == 1 && done.stderr.contains("No space"),
+        "{done:?}"
+    );
+    let left = "ls -d /.slicer-upload-* /tmp/.slicer-upload-* /tmp/few/* /tmp/few/.[!.]* 2>/dev/null | wc -l";
+    assert_eq!(tour.says(left).await, "0");
+    tour.says("sudo umount /tmp/few").await;
     good(tour, &[&format!("{VM}:/tmp/large"), back.to_str().unwrap()]).await;
     let compared = std::process::Command::new("cmp")
         .args([&out, &back])
