@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the default guest image and its kernel, as two OCI layouts.
+//! `cargo xtask image`: a guest image and its kernel, as two OCI layouts.
 //!
 //! Everything comes from the Debian archive that this machine's own apt uses. Only mmdebstrap, apt
 //! and depmod are called; the rest is done here. Results appear under their names complete or not
@@ -11,6 +11,7 @@ mod modules;
 mod rootfs;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum as _;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// Build even when nothing has changed
     #[arg(long)]
     force: bool,
+    /// What the image is for
+    #[arg(long, value_enum, default_value_t = Recipe::Default)]
+    recipe: Recipe,
 }
 
 impl Default for Args {
@@ -42,7 +46,42 @@ impl Default for Args {
             arch: Arch::host(),
             out: None,
             force: false,
+            recipe: Recipe::Default,
         }
+    }
+}
+
+/// What goes into a root filesystem.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Recipe {
+    /// What every sandbox needs: `guest/`, as the layout `image`.
+    Default,
+    /// That and Docker: `guest/docker/` as well, as the layout `docker`.
+    Docker,
+}
+
+impl Recipe {
+    /// The name of its layout.
+    fn layout(self) -> &'static str {
+        match self {
+            Self::Default => "image",
+            Self::Docker => "docker",
+        }
+    }
+
+    /// The directory below `guest/` of what it adds to the default recipe.
+    fn addition(self) -> Option<&'static str> {
+        match self {
+            Self::Default => None,
+            Self::Docker => Some("docker"),
+        }
+    }
+
+    /// Whether this path below `guest/` is a part of it.
+    fn includes(self, path: &Path) -> bool {
+        let additions = Self::value_variants().iter().filter_map(|r| r.addition());
+        let mut of_others = additions.filter(|a| Some(*a) != self.addition());
+        !of_others.any(|a| path.starts_with(a))
     }
 }
 
@@ -77,8 +116,9 @@ struct Build {
     arch: Arch,
     /// Where scratch directories and results go: one filesystem.
     out: PathBuf,
-    /// The recipe: `guest/`.
-    recipe: PathBuf,
+    /// The directory of recipes: `guest/`.
+    guest: PathBuf,
+    recipe: Recipe,
     sources: apt::Sources,
 }
 
@@ -93,7 +133,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let build = Build {
         arch: args.arch,
         out: out.canonicalize()?,
-        recipe: workspace.join("guest"),
+        guest: workspace.join("guest"),
+        recipe: args.recipe,
         sources: apt::Sources::of_host()?,
     };
     let inputs = |what: &str, recipe: &[u8]| {
@@ -106,11 +147,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         layout::hex(&hash.finalize())
     };
 
-    let recipe_digest = digest_tree(&build.recipe)?;
+    let name = build.recipe.layout();
+    let recipe_digest = digest_tree(&build.guest, |path| build.recipe.includes(path))?;
     make(
         &build,
-        "image",
-        &inputs("image", &recipe_digest),
+        name,
+        &inputs(name, &recipe_digest),
         args.force,
         rootfs::build,
     )?;
@@ -169,13 +211,17 @@ fn scratch_dir(build: &Build) -> Result<tempfile::TempDir> {
         .with_context(|| format!("cannot create a directory in {}", build.out.display()))
 }
 
-/// Digest of a directory's file names, kinds, and contents.
-fn digest_tree(dir: &Path) -> Result<Vec<u8>> {
+/// Digest of file names, kinds, and contents of what counts in a directory.
+fn digest_tree(dir: &Path, counts: impl Fn(&Path) -> bool) -> Result<Vec<u8>> {
     let mut hash = Sha256::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(path) = pending.pop() {
+        let relative = path.strip_prefix(dir)?;
+        if !counts(relative) {
+            continue;
+        }
         let meta = fs::symlink_metadata(&path)?;
-        hash.update(path.strip_prefix(dir)?.as_os_str().as_encoded_bytes());
+        hash.update(relative.as_os_str().as_encoded_bytes());
         if meta.is_dir() {
             hash.update(b"/");
             let mut children = fs::read_dir(&path)?
@@ -228,4 +274,19 @@ fn output(command: &mut Command) -> Result<Vec<u8>> {
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_changes_with_its_own_files_only() {
+        let own = |recipe: Recipe, path: &str| recipe.includes(Path::new(path));
+        assert!(own(Recipe::Default, "packages.txt"));
+        assert!(own(Recipe::Docker, "packages.txt"));
+        assert!(own(Recipe::Docker, "docker/packages.txt"));
+        assert!(!own(Recipe::Default, "docker"));
+        assert!(!own(Recipe::Default, "docker/packages.txt"));
+    }
 }

@@ -1,8 +1,9 @@
-//! The root filesystem: Debian by mmdebstrap, then `guest/customize.sh`.
+//! The root filesystem: Debian by mmdebstrap, then the recipe's `customize.sh`.
 
 use super::{Build, say_step, scratch_dir};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -11,18 +12,16 @@ pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
     let started = Instant::now();
     let scratch = scratch_dir(build)?;
     let sources = build.sources.write(scratch.path())?;
-    let list = build.recipe.join("packages.txt");
-    let packages = std::fs::read_to_string(&list)
-        .with_context(|| format!("cannot read {}", list.display()))?;
-    let packages: Vec<_> = packages
-        .lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    let addition = build.recipe.addition().map(|a| build.guest.join(a));
+    let recipes: Vec<&Path> = [Some(&build.guest), addition.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
         .collect();
-
-    // mmdebstrap passes the hook to a shell with the root as its first argument.
-    let script = build.recipe.join("customize.sh");
-    let hook = format!("'{}' \"$1\"", script.display());
+    let mut packages = Vec::new();
+    for recipe in &recipes {
+        packages.extend(listed(&recipe.join("packages.txt"))?);
+    }
     let mut command = Command::new("mmdebstrap");
     command
         .args([
@@ -38,7 +37,11 @@ pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
         .arg("--aptopt=Acquire::Languages \"none\"")
-        .arg(format!("--customize-hook={hook}"))
+        // mmdebstrap passes a hook to a shell with the root as its first argument.
+        .args(recipes.iter().map(|recipe| {
+            let script = recipe.join("customize.sh");
+            format!("--customize-hook='{}' \"$1\"", script.display())
+        }))
         .args([&build.sources.suite, "-"])
         .arg(sources)
         .stdin(Stdio::null())
@@ -80,4 +83,15 @@ pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
         bail!("mmdebstrap failed ({status}):\n{}", said.trim_end());
     }
     copied.context("cannot pack the root filesystem")
+}
+
+/// The names in a list of packages: one a line, `#` begins a comment.
+fn listed(file: &Path) -> Result<Vec<String>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let lines = text.lines().map(str::trim);
+    Ok(lines
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(ToOwned::to_owned)
+        .collect())
 }
