@@ -30,7 +30,7 @@ export SLICER_BIN_DIR := $(CURDIR)/target/release
 
 .PHONY: help
 help: ## List what make can do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: deps ## Show a sandbox end to end: build, boot, use, delete
@@ -73,6 +73,10 @@ build: agent ## Build slicer and slicer-mac, optimised, into target/release
 .PHONY: image
 image: ## Build the default guest image and kernel into target/guest
 	$(XTASK) image
+
+.PHONY: docker-image
+docker-image: ## Build the guest image with Docker into target/guest
+	$(XTASK) image --recipe docker
 
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
