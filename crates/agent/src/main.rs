@@ -22,6 +22,7 @@ mod net;
 mod port;
 mod power;
 mod ready;
+mod requests;
 mod secrets;
 mod server;
 mod stats;
@@ -41,6 +42,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: slicer-agent serve --unix PATH\n       \
                      slicer-agent upload check|finalise|abort …\n       \
+                     slicer-agent secrets sync\n       \
                      slicer-agent version\n";
 
 fn main() -> ExitCode {
@@ -66,11 +68,14 @@ fn main() -> ExitCode {
                 say(&mut std::io::stdout(), &text);
                 ExitCode::SUCCESS
             }
-            Err(e) => {
-                say(&mut std::io::stderr(), &format!("{e}\n"));
-                ExitCode::FAILURE
-            }
+            Err(e) => failed(&e),
         },
+        [word, what] if *word == "secrets" && *what == "sync" => {
+            match requests::sync_secrets(&requests::socket()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => failed(&why),
+            }
+        }
         [word] if *word == "version" || *word == "--version" => {
             say(
                 &mut std::io::stdout(),
@@ -80,6 +85,11 @@ fn main() -> ExitCode {
         }
         _ => usage(),
     }
+}
+
+fn failed(why: &str) -> ExitCode {
+    say(&mut std::io::stderr(), &format!("Error: {why}\n"));
+    ExitCode::FAILURE
 }
 
 fn usage() -> ExitCode {

@@ -61,7 +61,8 @@ impl ModuleList {
             Mode::empty(),
         ) {
             Ok(file) => file,
-            Err(Errno::NOENT) => return Ok(Self::default()),
+            // Nor has a worker whose supervisor was not started from the initramfs.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Self::default()),
             Err(e) => return Err(io_error("open", path)(e)),
         };
         let text =

@@ -109,7 +109,10 @@ mod tests {
     }
 
     fn given(secrets: Vec<GuestSecret>) -> GuestSecrets {
-        GuestSecrets { secrets }
+        GuestSecrets {
+            secrets,
+            answers: None,
+        }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use crate::http::{self, Answer};
 use crate::init::GuestInit;
 use crate::ready::Readiness;
+use crate::requests::Requests;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{cp, exec, forward, fs, identity, log, power, secrets, stats};
+use crate::{cp, exec, forward, fs, identity, log, power, requests, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -53,6 +54,8 @@ pub(crate) struct Agent {
     userdata: Userdata,
     /// Held while secrets are written.
     secrets: Mutex<()>,
+    /// What the guest asks of its host.
+    pub(crate) requests: Requests,
     /// Commands that go on without their client.
     pub(crate) background: exec::background::Registry,
     /// Whether modules that are loaded in the background are, the network's among them.
@@ -74,6 +77,7 @@ impl Agent {
             identity: Mutex::new(None),
             userdata: Userdata::default(),
             secrets: Mutex::new(()),
+            requests: Requests::default(),
             background: exec::background::Registry::default(),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
@@ -138,10 +142,11 @@ impl Agent {
             "/shell" if method == Method::GET => return exec::shell::handle(&self, request),
             "/forward" if method == Method::GET => return forward::handle(&self, request).await,
             "/identity" if method == Method::POST => self.identify(request).await,
+            "/requests" if method == Method::GET => return requests::handle(&self),
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
-            path @ ("/stats" | "/shell" | "/forward") => {
+            path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
                 return http::method_not_allowed(path, "GET");
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
@@ -252,10 +257,14 @@ impl Agent {
             .ok_or_else(|| ApiError::bad_request("secrets are expected in the body"))?;
         // One after the other, or an older set could win.
         let _lock = self.secrets.lock().await;
+        let answers = given.answers;
         if let Scope::Guest(_) = self.scope {
             let write = move || secrets::apply(Path::new(secrets::DIR), given);
             let written = tokio::task::spawn_blocking(write).await;
             written.unwrap_or_else(|_| Err(ApiError::internal("writing secrets failed")))?;
+        }
+        if let Some(id) = answers {
+            self.requests.secrets_given(id);
         }
         Ok(http::json(&json!({})))
     }

@@ -98,6 +98,19 @@ const MODULES_MOUNT: &str = "[Unit]
 DefaultDependencies=no
 ";
 
+/// The supervisor that takes over should somebody kill the first one, which was there before
+/// systemd and is none of its services.
+const SUPERVISOR: &str = "slicer-supervisor.service";
+const SUPERVISOR_TEXT: &str = "[Unit]
+Description=Slicer agent, in reserve
+
+[Service]
+ExecStart=/run/slicer/slicer-agent supervise systemd
+Restart=always
+RestartSec=100ms
+OOMScoreAdjust=-900
+";
+
 /// Units no VM of ours has a use for, in any image: there is no terminal to log in at (the console
 /// is a log file on the host, and without udev a getty on it blocks for 90 s), and no first-boot
 /// questions to answer on it.
@@ -158,7 +171,8 @@ pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
     let modules = drop_in("usr-lib-modules.mount");
     let tmpfiles = drop_in("systemd-tmpfiles-setup.service");
     let bus = drop_in("dbus.socket");
-    for dir in [&generators, &wants, &modules, &tmpfiles, &bus] {
+    let late_wants = system.join("multi-user.target.wants");
+    for dir in [&generators, &wants, &modules, &tmpfiles, &bus, &late_wants] {
         fs::create_dir_all(dir).map_err(io_error("make directory", dir))?;
     }
     let after = match way {
@@ -170,6 +184,7 @@ pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
         (system.join("slicer-ready.socket"), socket.as_str()),
         (system.join("slicer-ready.service"), READY_SERVICE),
         (modules.join("slicer.conf"), MODULES_MOUNT),
+        (system.join(SUPERVISOR), SUPERVISOR_TEXT),
     ];
     let mut masked_generators = MASKED_GENERATORS.to_vec();
     let link = |target: &str, path: &Path| {
@@ -193,6 +208,7 @@ pub(crate) fn install(dir: &Path, way: Way) -> Result<(), AgentError> {
         }
         Way::Long => link("../slicer-ready.socket", &wants.join("slicer-ready.socket"))?,
     }
+    link(&format!("../{SUPERVISOR}"), &late_wants.join(SUPERVISOR))?;
     for (path, text) in units {
         fs::write(&path, text).map_err(io_error("write", path))?;
     }

@@ -64,7 +64,7 @@ impl Userdata {
             }
             *state = match script {
                 None => State::Done(None),
-                Some(_) if guard => read_guard(Path::new(GUARD)),
+                Some(_) if guard => read_guard(Path::new(GUARD), Path::new(SCRIPT)),
                 Some(_) => State::Running,
             };
             start = *state == State::Running;
@@ -96,10 +96,13 @@ impl Userdata {
     }
 }
 
-/// How far a guest's disk says userdata is: still to run, or done.
-fn read_guard(path: &Path) -> State {
+/// How far a guest says userdata is: still to run, or done. A script that is there before it was
+/// run is that of an agent which ended meanwhile: it isn't begun a second time in the same boot,
+/// and how it ended nobody knows.
+fn read_guard(path: &Path, script: &Path) -> State {
     match fs::read_to_string(path) {
         Ok(text) => State::Done(text.trim().parse().ok()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && script.exists() => State::Done(None),
         Err(e) if e.kind() == io::ErrorKind::NotFound => State::Running,
         // Rather not twice.
         Err(_) => State::Done(None),
@@ -219,7 +222,11 @@ mod tests {
     fn the_guard_tells_whether_and_how_it_ran() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/slicer/userdata-ran");
+        let script = dir.path().join("script");
+        let read_guard = |path: &Path| super::read_guard(path, &script);
         assert_eq!(read_guard(&path), State::Running);
+        fs::write(&script, "true").unwrap();
+        assert_eq!(read_guard(&path), State::Done(None));
         write_guard(&path, 3).unwrap();
         assert_eq!(read_guard(&path), State::Done(Some(3)));
         write_guard(&path, 0).unwrap();

@@ -4,7 +4,7 @@ use crate::error::{AgentError, io_error};
 use crate::init::{GuestInit, mount_modules};
 use crate::modules::{self, ModuleList};
 use crate::server::{Agent, Scope};
-use crate::{log, port, ready, units};
+use crate::{log, port, ready, requests, units};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -105,6 +105,12 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
         watcher.readiness.ready().await;
         log::notice("the guest is ready");
     });
+    let server = Arc::clone(agent);
+    agent.tasks.spawn(async move {
+        if let Err(e) = requests::serve(server, requests::socket()).await {
+            log::warn(&e.to_string());
+        }
+    });
     let path = find_port().await;
     let port = Arc::new(port::open(&path)?);
     log::info(&format!("serving on {}", path.display()));
@@ -155,8 +161,7 @@ async fn serve_connected(path: &Path) -> Result<(), AgentError> {
         .map_err(io_error("connect to", path))?;
     let agent = Agent::new(Scope::Process);
     agent.readiness.set_sane();
-    let serve = slicer_channel::serve(socket, |stream| agent.accept(stream));
-    let mut serve = std::pin::pin!(serve);
+    let mut serve = Box::pin(slicer_channel::serve(socket, |stream| agent.accept(stream)));
     let result = tokio::select! {
         result = &mut serve => result,
         () = agent.end.notified() => {
@@ -165,6 +170,8 @@ async fn serve_connected(path: &Path) -> Result<(), AgentError> {
             Ok(())
         }
     };
+    // Ends the streams that are left, and what serves them.
+    drop(serve);
     agent.background.close();
     agent.tasks.close();
     let _ = tokio::time::timeout(LAST_TASKS, agent.tasks.wait()).await;

@@ -79,3 +79,15 @@ pub struct ShutdownRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<ShutdownAction>,
 }
+
+/// What a guest asks of its host: a line of `GET /requests` on the guest channel. The host keeps
+/// that request open, since a guest can't open streams to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "lowercase")]
+pub enum GuestRequest {
+    /// Its secrets, as they are now.
+    Secrets {
+        /// What the secrets that answer it name, see [`GuestSecrets`](crate::GuestSecrets).
+        id: u64,
+    },
+}

@@ -93,6 +93,9 @@ impl std::fmt::Debug for GuestSecret {
 pub struct GuestSecrets {
     /// The secrets.
     pub secrets: Vec<GuestSecret>,
+    /// The guest's request they answer, see [`GuestRequest`](crate::GuestRequest).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<u64>,
 }
 
 /// Whether a secret may have this name: letters, digits, `.`, `_` and `-`, at most 253, and no dot

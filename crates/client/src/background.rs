@@ -165,6 +165,7 @@ impl LogStream {
                 broken,
                 ClientError::Truncated { .. }
                     | ClientError::Transport { .. }
+                    | ClientError::BrokenOff { .. }
                     | ClientError::Connect { .. }
                     | ClientError::NoDaemon { .. }
             );
@@ -210,7 +211,7 @@ impl LogStream {
                     }
                 }
                 Some(Err(source)) => {
-                    return Err(ClientError::Transport {
+                    return Err(ClientError::BrokenOff {
                         request: what,
                         source,
                     });

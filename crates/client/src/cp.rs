@@ -293,7 +293,7 @@ async fn receive(
     let mut body = response.into_body();
     let mut received = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|source| ClientError::Transport {
+        let frame = frame.map_err(|source| ClientError::BrokenOff {
             request: call.what(),
             source,
         })?;

@@ -66,6 +66,14 @@ pub enum ClientError {
         /// What HTTP said.
         source: hyper::Error,
     },
+    /// An answer had begun and did not come to its end.
+    #[error("{request}: the answer broke off: the VM or its agent ended, or the daemon did")]
+    BrokenOff {
+        /// The call.
+        request: String,
+        /// What HTTP said.
+        source: hyper::Error,
+    },
     /// The daemon answered, and the connection did not change protocols.
     #[error("{request}: the daemon did not change protocols; do client and daemon versions match?")]
     NotUpgraded {

@@ -75,7 +75,7 @@ impl ExecStream {
                     }
                 }
                 Some(Err(source)) => {
-                    return Poll::Ready(Err(ClientError::Transport {
+                    return Poll::Ready(Err(ClientError::BrokenOff {
                         request: self.what.clone(),
                         source,
                     }));

@@ -69,7 +69,7 @@ impl WatchStream {
                     }
                 }
                 Some(Err(source)) => {
-                    return Err(ClientError::Transport {
+                    return Err(ClientError::BrokenOff {
                         request: self.what.clone(),
                         source,
                     });

@@ -329,7 +329,7 @@ async fn broken_streams_are_errors() {
         .await
         .unwrap();
     let e = stream.next_frame().await.unwrap().unwrap_err();
-    assert!(matches!(e, ClientError::Transport { .. }), "{e}");
+    assert!(matches!(e, ClientError::BrokenOff { .. }), "{e}");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@ use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use slicer_api::{
-    ApiError, ForwardTarget, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
-    StatsSnapshot, UPSTREAM_HEADER,
+    ApiError, ForwardTarget, GuestRequest, GuestSecrets, Health, Identity, ShutdownAction,
+    ShutdownRequest, StatsSnapshot, UPSTREAM_HEADER,
 };
 use slicer_machine::{Machine, MachineError};
 use std::io;
@@ -222,6 +222,61 @@ pub(crate) async fn give_secrets(
     within(ASK_TIME, ask(machine, Method::PUT, "/secrets", body))
         .await
         .map(drop)
+}
+
+/// What the guest asks for, for as long as its agent lives.
+pub(crate) struct Requests {
+    body: GuestBody,
+    unread: Vec<u8>,
+}
+
+/// Longest request of a guest.
+const MAX_REQUEST: usize = 4 << 10;
+
+impl Requests {
+    /// The next request; `None` when the agent has ended.
+    pub(crate) async fn next(&mut self) -> Result<Option<GuestRequest>, GuestError> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                // A later agent may ask for more than we know.
+                if let Ok(request) = serde_json::from_slice(&line) {
+                    return Ok(Some(request));
+                }
+                continue;
+            }
+            if self.unread.len() > MAX_REQUEST {
+                let text = format!("a request is longer than {MAX_REQUEST} bytes");
+                return Err(GuestError::Refused(StatusCode::OK, text));
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.unread.extend_from_slice(&data);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Listens to what the guest asks for.
+pub(crate) async fn requests(machine: &dyn Machine) -> Result<Requests, GuestError> {
+    let request = Request::builder()
+        .uri("/requests")
+        .header(header::HOST, "agent")
+        .body(Body::empty());
+    // Static parts only: this can't fail.
+    let response = send(machine, request.unwrap_or_default()).await?;
+    let (head, body) = response.into_parts();
+    if !head.status.is_success() {
+        return Err(refused(head.status, body).await);
+    }
+    Ok(Requests {
+        body,
+        unread: Vec::new(),
+    })
 }
 
 /// Waits until the guest is ready; the caller bounds it.

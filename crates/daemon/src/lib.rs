@@ -3,12 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod agents;
+mod attend;
 pub mod config;
 mod console;
 mod error;
 mod files;
 mod forwards;
-mod grant;
 mod guest;
 mod host;
 mod images;

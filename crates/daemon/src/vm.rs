@@ -2,14 +2,14 @@
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
 use crate::DaemonError;
-use crate::grant::{Grant, keep_secrets};
+use crate::attend::{self, Attendant, Grant};
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::tags;
 use slicer_api::{
-    ApiError, GuestSecrets, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
+    ApiError, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
 };
 use slicer_machine::{
     Boot, Disk, DiskFormat, Machine, MachineError, MachineSpec, MachineState, StopReason,
@@ -17,7 +17,7 @@ use slicer_machine::{
 };
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -26,10 +26,6 @@ use tracing::{info, warn};
 const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
-/// How long a guest may take from its launch until it is ready, whoever waits for it.
-const BOOT_TIME: Duration = Duration::from_mins(10);
-/// How often the agent is greeted anew when it breaks off while it is being told who it is.
-const IDENTIFY_TRIES: u32 = 20;
 
 /// What a VM is doing, finer than the API tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,6 +226,7 @@ pub(crate) fn actor(
         dns,
         network,
         view: view_tx,
+        was_ready: false,
         retiring: None,
         relaunching: Vec::new(),
         gate: DiskGate::default(),
@@ -245,6 +242,8 @@ struct Vm {
     /// Gateway and prefix length.
     network: (Ipv4Addr, u8),
     view: watch::Sender<View>,
+    /// Its guest was ready once in the life of its machine.
+    was_ready: bool,
     /// Who waits for the VM to be off because the daemon stops.
     retiring: Option<Reply>,
     /// Who waits for the VM to be off because it shall be started again.
@@ -255,7 +254,10 @@ struct Vm {
 /// What a VM's own tasks tell it.
 enum Progress {
     Launched(Result<(DiskUsed, Arc<dyn Machine>), DaemonError>),
-    Ready(Result<(), String>),
+    /// The guest is ready, or why it never will be.
+    Ready(Result<Attendant, String>),
+    /// The guest's agent ended while its machine runs.
+    Lost(Attendant),
     /// A shutdown that was asked for took longer than this.
     Overdue(Duration),
 }
@@ -522,31 +524,29 @@ impl Vm {
                     v.machine = Some(machine.clone());
                     v.phase = Phase::Running;
                 });
-                let identity = self.identity();
                 let grant = Grant {
                     store: self.shared.secrets.clone(),
                     names: self.record.secrets.clone(),
                 };
-                // From before the first are given: no change after that is missed.
-                let changes = grant.store.changes();
-                let keeper = keep_secrets(
-                    name,
-                    machine.clone(),
-                    grant.clone(),
-                    changes,
-                    self.view.subscribe(),
-                );
-                tasks.spawn(async move {
-                    keeper.await;
-                    std::future::pending().await
-                });
-                tasks.spawn(
-                    async move { Progress::Ready(bring_up(&*machine, identity, &grant).await) },
-                );
+                let view = self.view.subscribe();
+                let attendant = Attendant::new(machine, self.identity(), grant, view);
+                tasks.spawn(bring_up(attendant));
             }
             Progress::Launched(Err(e)) => return self.failed(&e).await,
-            Progress::Ready(Ok(())) => {
+            Progress::Ready(Ok(mut attendant)) => {
+                if self.was_ready {
+                    info!("{name}: its agent started anew, and knows again who it is");
+                }
+                self.was_ready = true;
                 self.view.send_modify(|v| v.ready = true);
+                tasks.spawn(async move {
+                    attendant.attend().await;
+                    Progress::Lost(attendant)
+                });
+            }
+            Progress::Lost(attendant) => {
+                self.view.send_modify(|v| v.ready = false);
+                tasks.spawn(bring_up(attendant));
             }
             Progress::Ready(Err(why)) => {
                 if matches!(self.phase(), Phase::Running | Phase::Paused) {
@@ -603,7 +603,7 @@ impl Vm {
                     if last.is_empty() { "" } else { "; console: " }
                 ))
             }
-            StopReason::Guest if !asked && !self.view.borrow().ready => {
+            StopReason::Guest if !asked && !self.was_ready => {
                 let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
                 Some(format!(
                     "the guest powered off before it was ready; console: {last}"
@@ -658,12 +658,13 @@ impl Vm {
     }
 
     /// Starts making image, disk and machine.
-    fn launch(&self, tasks: &mut JoinSet<Progress>) {
+    fn launch(&mut self, tasks: &mut JoinSet<Progress>) {
         let shared = self.shared.clone();
         let image = self.image.clone();
         let record = self.record.clone();
         let gate = self.gate.clone();
         let network = self.network;
+        self.was_ready = false;
         tasks.spawn(async move {
             Progress::Launched(launch(&shared, &image, &record, network, gate).await)
         });
@@ -671,12 +672,9 @@ impl Vm {
 
     fn identity(&self) -> Identity {
         let (gateway, prefix) = self.network;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         Identity {
             hostname: self.record.hostname.clone(),
-            clock_unix_nanos: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            clock_unix_nanos: attend::clock(),
             network: Some(NetworkIdentity {
                 mac: self.record.mac().to_string(),
                 address: self.record.ip,
@@ -821,53 +819,7 @@ fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     })
 }
 
-/// Tells the agent who it is as soon as it answers, then waits until the guest is ready.
-async fn bring_up(
-    machine: &dyn Machine,
-    mut identity: Identity,
-    grant: &Grant,
-) -> Result<(), String> {
-    let work = async {
-        let mut tries = 0;
-        loop {
-            // Waits for the agent to open its end; an agent that is there takes it at once.
-            let stream = machine.connect().await.map_err(|e| e.to_string())?;
-            drop(stream);
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
-            identity.clock_unix_nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-            let outcome = async {
-                // Before users are let in, which an identity does.
-                let secrets = match grant.read().await {
-                    Ok(secrets) => secrets,
-                    Err(e) => {
-                        warn!("{}: it gets no secrets: {e}", identity.hostname);
-                        GuestSecrets::default()
-                    }
-                };
-                if !secrets.secrets.is_empty() {
-                    guest::give_secrets(machine, &secrets).await?;
-                }
-                guest::identify(machine, &identity).await?;
-                guest::wait_ready(machine).await
-            };
-            match outcome.await {
-                Ok(()) => return Ok(()),
-                Err(guest::GuestError::Machine(e @ MachineError::Gone { .. })) => {
-                    return Err(e.to_string());
-                }
-                Err(e) if tries >= IDENTIFY_TRIES => return Err(e.to_string()),
-                Err(e) => {
-                    warn!("{}: {e}, trying again", identity.hostname);
-                    tries += 1;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    };
-    match tokio::time::timeout(BOOT_TIME, work).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(format!("no answer within {BOOT_TIME:?}")),
-    }
+async fn bring_up(mut attendant: Attendant) -> Progress {
+    let ready = attendant.bring_up().await;
+    Progress::Ready(ready.map(|()| attendant))
 }

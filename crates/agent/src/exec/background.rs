@@ -371,7 +371,6 @@ pub(super) fn launch(agent: &Arc<Agent>, request: ExecRequest) -> Result<Answer,
         .map_err(|failure| ApiError::bad_request(failure.error))?;
     let (cwd, uid) = (plan.cwd().to_string_lossy().into_owned(), plan.uid());
     let process = plan
-        .ending_with_agent()
         .spawn()
         .map_err(|failure| ApiError::bad_request(failure.error))?;
     let started_at = Timestamp::now();

@@ -89,7 +89,6 @@ pub(super) struct Plan {
     stdin: bool,
     stdout: bool,
     stderr: bool,
-    ends_with_agent: bool,
 }
 
 /// Who a user id is; [`AUTO_ID`] is the image's default user, or whoever an agent without rights
@@ -152,7 +151,6 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
-        ends_with_agent: false,
     })
 }
 
@@ -236,12 +234,6 @@ impl Plan {
         self.ids.as_ref().map_or_else(own, |ids| ids.uid)
     }
 
-    /// Has the kernel kill it should the agent die: nobody could find it again.
-    pub(super) fn ending_with_agent(mut self) -> Self {
-        self.ends_with_agent = true;
-        self
-    }
-
     /// Has a shell know that it is a login's, as login(1) tells it: by a dash before its name.
     pub(super) fn into_login(mut self, program: &str) -> Self {
         let name = program.rsplit('/').next().unwrap_or_default();
@@ -296,7 +288,6 @@ impl Plan {
             let groups: Vec<Gid> = ids.groups.iter().map(|g| Gid::from_raw(*g)).collect();
             (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid), groups)
         });
-        let ends_with_agent = self.ends_with_agent;
         sys::before_exec(&mut command, move || {
             rustix::process::setsid()?;
             if on_terminal {
@@ -320,10 +311,9 @@ impl Plan {
                     .and_then(|()| rustix::thread::set_thread_res_uid(*uid, *uid, *uid))
                     .map_err(at_user)?;
             }
-            // After the change of user, which would undo it.
-            if ends_with_agent {
-                rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            }
+            // The kernel kills it should the agent die: nobody could find it again. After the
+            // change of user, which would undo it.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             // As the user, who may not be allowed in.
             rustix::process::chdir(&*cwd)
                 .map_err(|e| Errno::from_raw_os_error(e.raw_os_error() + AT_CWD))

@@ -60,7 +60,8 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
         (Phase::Gone(_), _) => Err(ApiError::not_found(format!("VM {name:?} not found"))),
         (_, Some(machine)) if view.ready => Ok(machine.clone()),
         _ => Err(ApiError::unavailable(format!(
-            "VM {name} is still booting: try again shortly"
+            "VM {name} is not ready: it is booting, or its agent is starting anew; try again \
+             shortly"
         ))),
     }
 }

@@ -4,6 +4,7 @@
 //! share it and leave it as it was. Tests that stop daemons or fill disks have their own.
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
+mod agent;
 mod background;
 mod cp;
 mod crash;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         shell::trials(&tour),
         cp::trials(&tour),
         forward::trials(&tour),
+        agent::trials(),
         lifecycle::trials(),
         crash::trials(),
         firstboot::trials(),
