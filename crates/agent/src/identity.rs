@@ -4,7 +4,10 @@
 use crate::error::{AgentError, io_error};
 use crate::users::{Database, User};
 use crate::{log, net};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fstat, mkdirat, openat};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, mkdirat, openat, statat,
+};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use slicer_api::{ApiError, Identity};
@@ -21,6 +24,8 @@ use tokio::sync::watch;
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
 /// `authorized_keys` beyond this are not a file of keys.
 const KEYS_LIMIT: u64 = 1 << 20;
+/// The mark beside `authorized_keys` that keys were imported; who removes it gets them again.
+const IMPORTED: &str = "github_keys_imported";
 /// Where our resolvers are written; the image's `/etc/resolv.conf` then leads to it.
 const RESOLV_CONF: &str = "/run/slicer/resolv.conf";
 /// Link targets of a `/etc/resolv.conf` that has a manager of its own.
@@ -43,11 +48,8 @@ pub(crate) fn check(identity: &Identity) -> Result<(), ApiError> {
             network.prefix
         )));
     }
-    if let Some(key) = identity
-        .ssh_keys
-        .iter()
-        .find(|key| key.chars().any(char::is_control))
-    {
+    let mut keys = identity.ssh_keys.iter().chain(&identity.imported_keys);
+    if let Some(key) = keys.find(|key| key.chars().any(char::is_control)) {
         return Err(ApiError::bad_request(format!(
             "invalid SSH key {key:.80?}: a key is one line"
         )));
@@ -121,10 +123,13 @@ fn write_files(identity: &Identity, users: &Database) {
             Path::new(RESOLV_CONF),
         ));
     }
-    if !identity.ssh_keys.is_empty()
-        && let Some(user) = users.default_user()
-    {
-        survive(add_keys(user, &identity.ssh_keys));
+    if let Some(user) = users.default_user() {
+        if !identity.ssh_keys.is_empty() {
+            survive(add_keys(user, &identity.ssh_keys));
+        }
+        if !identity.imported_keys.is_empty() {
+            survive(import_keys(user, &identity.imported_keys));
+        }
     }
 }
 
@@ -189,25 +194,37 @@ fn link_resolv_conf(link: &Path, ours: &Path) -> Result<(), AgentError> {
     fs::rename(&temporary, link).map_err(io_error("replace", link))
 }
 
-/// Lets these keys in as this user. Whatever the user put in place of the directory or the file,
-/// links are not followed: we are root and they are not.
-fn add_keys(user: &User, keys: &[String]) -> Result<(), AgentError> {
+/// The directory of a user's keys, made if it isn't there. Whatever the user put in its place, and
+/// in that of the files in it, links are not followed: we are root and they are not.
+fn ssh_dir(user: &User) -> Result<OwnedFd, AgentError> {
     let home = Path::new(&user.home);
-    let path = home.join(".ssh/authorized_keys");
+    let path = home.join(".ssh");
     let failed = |action| io_error::<Errno>(action, &path);
-    let owner = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
-    let dir_flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let home = rustix::fs::open(home, dir_flags, Mode::empty()).map_err(failed("reach"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let home = rustix::fs::open(home, flags, Mode::empty()).map_err(failed("reach"))?;
     let made = match mkdirat(&home, ".ssh", Mode::RWXU) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
-        Err(e) => return Err(failed("make the directory of")(e)),
+        Err(e) => return Err(failed("make directory")(e)),
     };
-    let dir = openat(&home, ".ssh", dir_flags | OFlags::NOFOLLOW, Mode::empty())
-        .map_err(failed("reach"))?;
+    let dir =
+        openat(&home, ".ssh", flags | OFlags::NOFOLLOW, Mode::empty()).map_err(failed("reach"))?;
     if made {
-        fchown(&dir, owner.0, owner.1).map_err(failed("give away the directory of"))?;
+        give_to(user, &dir).map_err(failed("give away"))?;
     }
+    Ok(dir)
+}
+
+fn give_to(user: &User, file: impl AsFd) -> rustix::io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    fchown(file, Some(uid), Some(gid))
+}
+
+/// Lets these keys in as this user.
+fn add_keys(user: &User, keys: &[String]) -> Result<(), AgentError> {
+    let path = Path::new(&user.home).join(".ssh/authorized_keys");
+    let failed = |action| io_error::<Errno>(action, &path);
+    let dir = ssh_dir(user)?;
     let flags = OFlags::RDWR
         | OFlags::CREATE
         | OFlags::APPEND
@@ -221,7 +238,7 @@ fn add_keys(user: &User, keys: &[String]) -> Result<(), AgentError> {
         return Err(failed("use")(Errno::INVAL));
     }
     if stat.st_size == 0 {
-        fchown(&file, owner.0, owner.1).map_err(failed("give away"))?;
+        give_to(user, &file).map_err(failed("give away"))?;
     }
     let mut file = File::from(file);
     let mut text = String::new();
@@ -235,6 +252,22 @@ fn add_keys(user: &User, keys: &[String]) -> Result<(), AgentError> {
     }
     file.write_all(new.as_bytes())
         .map_err(io_error::<io::Error>("write", &path))
+}
+
+/// Lets these keys in once: not while there is a mark that they have been.
+fn import_keys(user: &User, keys: &[String]) -> Result<(), AgentError> {
+    let path = Path::new(&user.home).join(".ssh").join(IMPORTED);
+    let failed = |action| io_error::<Errno>(action, &path);
+    let dir = ssh_dir(user)?;
+    match statat(&dir, IMPORTED, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => return Ok(()),
+        Err(Errno::NOENT) => {}
+        Err(e) => return Err(failed("inspect")(e)),
+    }
+    add_keys(user, keys)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mark = openat(&dir, IMPORTED, flags, Mode::RUSR | Mode::WUSR).map_err(failed("make"))?;
+    give_to(user, &mark).map_err(failed("give away"))
 }
 
 /// The lines to append to `authorized_keys` for keys that aren't in it.
@@ -360,6 +393,17 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&file), 0o600);
         assert_eq!(mode(&dir.path().join(".ssh")), 0o700);
+
+        let imported = ["ssh-ed25519 C".to_owned()];
+        import_keys(&user, &imported).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(text.lines().last(), Some("ssh-ed25519 C"));
+        fs::write(&file, "").unwrap();
+        import_keys(&user, &imported).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "");
+        fs::remove_file(dir.path().join(".ssh").join(IMPORTED)).unwrap();
+        import_keys(&user, &imported).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "ssh-ed25519 C\n");
 
         let target = dir.path().join("shadow");
         fs::write(&target, "x").unwrap();

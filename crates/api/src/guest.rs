@@ -39,6 +39,10 @@ pub struct Identity {
     /// Public keys for the default user's `authorized_keys`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
+    /// More of them, which are added once in the life of the guest's disk: who removes one there
+    /// doesn't get it back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub imported_keys: Vec<String>,
     /// A script to run as root, once in the life of the guest's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userdata: Option<String>,

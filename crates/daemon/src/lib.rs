@@ -9,6 +9,7 @@ mod console;
 mod error;
 mod files;
 mod forwards;
+mod github;
 mod guest;
 mod host;
 mod images;

@@ -28,6 +28,11 @@ pub(crate) struct VmRecord {
     pub(crate) tags: Vec<String>,
     #[serde(default)]
     pub(crate) ssh_keys: Vec<String>,
+    /// The GitHub user whose keys are let in, and those keys once they are known.
+    #[serde(default)]
+    pub(crate) import_user: String,
+    #[serde(default)]
+    pub(crate) imported_keys: Option<Vec<String>>,
     /// What it runs at its first boot.
     #[serde(default)]
     pub(crate) userdata: String,
@@ -90,6 +95,12 @@ impl VmRecord {
             configured: false,
             tags: request.tags.clone(),
             ssh_keys: keys.cloned().collect(),
+            import_user: if request.import_user.is_empty() {
+                group.github_user.clone()
+            } else {
+                request.import_user.clone()
+            },
+            imported_keys: None,
             userdata: request.userdata.clone(),
             secrets: request.secrets.clone(),
             image: group.image.clone(),
@@ -193,6 +204,8 @@ mod tests {
             configured: false,
             tags: vec!["a=b".into()],
             ssh_keys: vec![],
+            import_user: String::new(),
+            imported_keys: None,
             userdata: String::new(),
             secrets: None,
             image: "oci:/x".into(),

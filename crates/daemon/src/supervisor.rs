@@ -3,6 +3,7 @@
 use crate::DaemonError;
 use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::forwards;
+use crate::github::Github;
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) hypervisor: Arc<dyn Hypervisor>,
     pub(crate) arch: Arch,
     pub(crate) secrets: Arc<Secrets>,
+    pub(crate) github: Github,
     vms: Mutex<BTreeMap<String, VmHandle>>,
 }
 
@@ -92,6 +94,7 @@ impl Supervisor {
             work,
             hypervisor,
             arch,
+            github: Github::from_env(),
             vms: Mutex::default(),
         });
         let this = Arc::new(Self {
@@ -185,6 +188,10 @@ impl Supervisor {
                 record.cpus = group.config.vcpu;
                 record.ram_bytes = group.config.ram_bytes;
                 record.ssh_keys.clone_from(&group.config.ssh_keys);
+                if record.import_user != group.config.github_user {
+                    record.import_user.clone_from(&group.config.github_user);
+                    record.imported_keys = None;
+                }
                 record.userdata = read_userdata(&work, &group.config.userdata)?;
                 record.save(&work)?;
                 self.adopt(group, record, false);
@@ -315,6 +322,11 @@ impl Supervisor {
             let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
             checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
         }
+        let imported = if request.import_user.is_empty() {
+            None
+        } else {
+            Some(self.shared.github.keys(&request.import_user).await?)
+        };
         let mut request = request.clone();
         if request.userdata.trim().is_empty() {
             let (work, userdata) = (self.shared.work.clone(), group.config.userdata.clone());
@@ -352,7 +364,8 @@ impl Supervisor {
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
             let record = VmRecord::new(&group.config, name.clone(), ip, arch, request);
-            let record = record.map_err(|e| e.to_api())?;
+            let mut record = record.map_err(|e| e.to_api())?;
+            record.imported_keys = imported;
             let network = (group.config.network.gateway, group.config.network.prefix);
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
@@ -510,9 +523,6 @@ fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> 
             "userdata is larger than {} KiB: have it fetch the rest",
             MAX_USERDATA >> 10
         )));
-    }
-    if !request.import_user.is_empty() {
-        return refuse("import_user");
     }
     if request.network.as_ref().is_some_and(|n| !n.is_empty()) {
         return Err(ApiError::bad_request(

@@ -253,7 +253,7 @@ struct Vm {
 
 /// What a VM's own tasks tell it.
 enum Progress {
-    Launched(Result<(DiskUsed, Arc<dyn Machine>), DaemonError>),
+    Launched(Result<Launched, DaemonError>),
     /// The guest is ready, or why it never will be.
     Ready(Result<Attendant, String>),
     /// The guest's agent ended while its machine runs.
@@ -263,6 +263,14 @@ enum Progress {
 }
 
 type DiskUsed = crate::record::DiskKind;
+
+/// What came of a launch.
+struct Launched {
+    disk: DiskUsed,
+    machine: Arc<dyn Machine>,
+    /// Keys that were not known before.
+    imported_keys: Option<Vec<String>>,
+}
 
 impl Vm {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
@@ -512,9 +520,14 @@ impl Vm {
     async fn progress(&mut self, progress: Progress, tasks: &mut JoinSet<Progress>) -> bool {
         let name = self.record.hostname.clone();
         match progress {
-            Progress::Launched(Ok((disk, machine))) => {
-                if self.record.disk != Some(disk) {
-                    self.record.disk = Some(disk);
+            Progress::Launched(Ok(launched)) => {
+                let machine = launched.machine;
+                let disk = Some(launched.disk);
+                if self.record.disk != disk || launched.imported_keys.is_some() {
+                    self.record.disk = disk;
+                    if launched.imported_keys.is_some() {
+                        self.record.imported_keys = launched.imported_keys;
+                    }
                     if let Err(e) = self.save().await {
                         let _ = machine.kill().await;
                         return self.failed(&e).await;
@@ -666,7 +679,13 @@ impl Vm {
         let network = self.network;
         self.was_ready = false;
         tasks.spawn(async move {
-            Progress::Launched(launch(&shared, &image, &record, network, gate).await)
+            let launch = launch(&shared, &image, &record, network, gate);
+            let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));
+            Progress::Launched(launched.map(|(disk, machine)| Launched {
+                disk,
+                machine,
+                imported_keys,
+            }))
         });
     }
 
@@ -683,6 +702,7 @@ impl Vm {
                 dns: self.dns.clone(),
             }),
             ssh_keys: self.record.ssh_keys.clone(),
+            imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
         }
     }
@@ -802,6 +822,21 @@ async fn launch(
     let machine = shared.hypervisor.launch(spec).await?;
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok((disk, Arc::from(machine)))
+}
+
+/// The keys of the user a VM's record names, unless they are in it. A VM whose configuration has
+/// such a user starts without them when they can't be had, and asks again at its next start.
+async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Vec<String>> {
+    if record.import_user.is_empty() || record.imported_keys.is_some() {
+        return None;
+    }
+    match shared.github.keys(&record.import_user).await {
+        Ok(keys) => Some(keys),
+        Err(e) => {
+            warn!("{}: {}", record.hostname, e.message);
+            None
+        }
+    }
 }
 
 /// Nothing below notices, because every byte on an emulated console costs; no self-tests of

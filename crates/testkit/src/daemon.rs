@@ -110,6 +110,7 @@ pub struct TestDaemon {
     /// Absent for directories somebody else owns.
     _temp: Option<tempfile::TempDir>,
     child: Option<Child>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl TestDaemon {
@@ -123,6 +124,7 @@ impl TestDaemon {
             dir,
             _temp: Some(temp),
             child: None,
+            env: setup.env.clone(),
         };
         this.launch();
         this
@@ -138,6 +140,7 @@ impl TestDaemon {
             dir,
             _temp: Some(temp),
             child: None,
+            env: Vec::new(),
         };
         this.launch();
         this
@@ -156,6 +159,7 @@ impl TestDaemon {
             dir,
             _temp: None,
             child: None,
+            env: setup.env.clone(),
         };
         this.launch();
         this
@@ -170,6 +174,7 @@ impl TestDaemon {
         let mut start = command(&self.dir, spawn::mortal(&bin_dir().join("slicer-mac")));
         start
             .arg("up")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .stderr(stderr.unwrap());
         let child = self.child.insert(spawn::spawn(start).unwrap());

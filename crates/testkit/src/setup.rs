@@ -44,6 +44,8 @@ pub struct Setup {
     pub api: String,
     /// More lines of `config`, indented by two.
     pub more: String,
+    /// Variables of the daemon's environment.
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -65,6 +67,7 @@ impl Setup {
             group: String::new(),
             api: String::new(),
             more: String::new(),
+            env: Vec::new(),
         }
     }
 

@@ -233,6 +233,7 @@ fn identity() -> Identity {
             dns: vec![[192, 168, 64, 254].into()],
         }),
         ssh_keys: Vec::new(),
+        imported_keys: Vec::new(),
         userdata: None,
     }
 }

@@ -3,6 +3,7 @@
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
 use super::unserved;
+use crate::github::check_user;
 use ipnet::Ipv4Net;
 use slicer_api::{Forward, ForwardListen};
 use slicer_image::parse_size;
@@ -78,6 +79,8 @@ pub struct HostGroupConfig {
     pub forwards: Vec<Forward>,
     /// Public keys for the VMs' default user: those of the whole configuration, then the group's.
     pub ssh_keys: Vec<String>,
+    /// The GitHub user whose public keys are let in as well; empty is nobody.
+    pub github_user: String,
 }
 
 /// The network a group's VMs are in.
@@ -138,6 +141,7 @@ impl Default for NetworkConfig {
 pub(super) struct Shared<'c> {
     pub(super) image: Option<&'c str>,
     pub(super) ssh_keys: &'c [String],
+    pub(super) github_user: &'c str,
     pub(super) home: Option<&'c Path>,
 }
 
@@ -231,6 +235,13 @@ fn read_group(
     let userdata = read_userdata(table, shared, report);
     let forwards = read_forwards(table, shared, report);
     let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
+    let github_user = read_github_user(table, report).map(|own| {
+        if own.is_empty() {
+            shared.github_user.to_owned()
+        } else {
+            own
+        }
+    });
     let own_dns = table.take("dns_servers");
     let network_field = table.take("network");
     let mut network_table = network_field.as_ref().and_then(|f| f.table(report));
@@ -273,6 +284,7 @@ fn read_group(
         network,
         dns_servers: dns_servers?,
         ssh_keys: ssh_keys?,
+        github_user: github_user?,
     })
 }
 
@@ -427,9 +439,24 @@ pub(super) fn read_ssh_keys(table: &mut Table<'_>, report: &mut Report) -> Optio
     Some(keys)
 }
 
+/// The GitHub user whose keys are imported.
+pub(super) fn read_github_user(table: &mut Table<'_>, report: &mut Report) -> Option<String> {
+    let Some(field) = table.take("github_user") else {
+        return Some(String::new());
+    };
+    let user = field.text(report)?;
+    if !user.is_empty()
+        && let Err(e) = check_user(user)
+    {
+        field.error(report, e.message);
+        return None;
+    }
+    Some(user.to_owned())
+}
+
 /// Whether a line of `authorized_keys` (sshd(8)) has a key type followed by its blob; options may
 /// stand before it.
-fn is_public_key(line: &str) -> bool {
+pub(crate) fn is_public_key(line: &str) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     let types = ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"];
     !line.chars().any(char::is_control)

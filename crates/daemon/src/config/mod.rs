@@ -15,6 +15,7 @@ mod tree;
 mod unserved;
 
 pub use api::{ApiConfig, ApiToken, ListenAddress, Listener};
+pub(crate) use groups::is_public_key;
 pub use groups::{HostGroupConfig, NetworkConfig, Userdata};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
 pub use template::template;
@@ -171,8 +172,10 @@ fn read(table: &mut Table<'_>, host: &Host, report: &mut Report) -> Option<Confi
         None => None,
     };
     let ssh_keys = groups::read_ssh_keys(table, report);
+    let github_user = groups::read_github_user(table, report);
     let shared = groups::Shared {
         image,
+        github_user: github_user.as_deref().unwrap_or_default(),
         ssh_keys: ssh_keys.as_deref().unwrap_or_default(),
         home: host.home.as_deref(),
     };
@@ -190,6 +193,7 @@ fn read(table: &mut Table<'_>, host: &Host, report: &mut Report) -> Option<Confi
     unserved::check("", table, report);
     unserved::check_all("ssh", "ssh", table, report);
     ssh_keys?;
+    github_user?;
     Some(Config {
         host_groups,
         hypervisor: hypervisor?,

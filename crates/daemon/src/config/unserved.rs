@@ -70,12 +70,6 @@ const ROWS: &[Row] = &[
         Kind::Switch,
         "images come from local OCI layouts",
     ),
-    row(
-        TOP,
-        "github_user",
-        Kind::Text,
-        "list the public keys under ssh_keys",
-    ),
     row(TOP, "network_name", Kind::Text, NAT_INSTEAD),
     row(TOP, "pci", Kind::Lists, "no host device is passed to a VM"),
     row(

@@ -152,7 +152,7 @@ const OPS: &[Op] = &[
         body: Json("CreateNode"),
         status: 201,
         answer: Json("CreatedNode"),
-        errors: &[400, 403, 404, 408, 409, 500, 501, 503, 507],
+        errors: &[400, 403, 404, 408, 409, 500, 501, 502, 503, 507],
         ..OP
     },
     Op {

@@ -7,9 +7,12 @@ use libtest_mimic::Trial;
 use slicer_api::{CreateNode, ShutdownAction, Wait};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, LIMIT, Setup, TestDaemon, wait_until};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("firstboot": secrets_and_userdata, userdata_runs_once, userdata_that_fails)
+    tests!("firstboot": secrets_and_userdata, userdata_runs_once, userdata_that_fails_and_imported_keys)
 }
 
 async fn with_userdata(client: &Client, node: CreateNode) -> String {
@@ -136,20 +139,90 @@ async fn userdata_runs_once() {
     daemon.stop();
 }
 
-async fn userdata_that_fails() {
-    let daemon = TestDaemon::start(&Setup::sandboxes());
+/// The certificate and key of 127.0.0.1, with nothing above it.
+const CERTIFICATE: &str = "[req]
+prompt = no
+distinguished_name = name
+x509_extensions = extensions
+[name]
+CN = github.test
+[extensions]
+basicConstraints = CA:FALSE
+subjectAltName = IP:127.0.0.1
+";
+
+/// A web server with TLS for the directory it is started in, which prints its port.
+const HTTPS_SERVER: &str = "
+import http.server, ssl
+server = http.server.HTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('cert.pem', 'key.pem')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+";
+
+/// A GitHub on this host that knows the keys of a user called alex.
+fn github(dir: &Path, keys: &str) -> (std::process::Child, String) {
+    std::fs::write(dir.join("alex.keys"), keys).unwrap();
+    std::fs::write(dir.join("req.conf"), CERTIFICATE).unwrap();
+    let args = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+                -config req.conf -keyout key.pem -out cert.pem";
+    let made = Command::new("openssl")
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let mut server = Command::new("python3")
+        .args(["-c", HTTPS_SERVER])
+        .current_dir(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut port = String::new();
+    let output = server.stdout.take().unwrap();
+    BufReader::new(output).read_line(&mut port).unwrap();
+    (server, format!("https://127.0.0.1:{}", port.trim()))
+}
+
+async fn userdata_that_fails_and_imported_keys() {
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKfJ alex";
+    let dir = tempfile::tempdir().unwrap();
+    let (mut server, url) = github(dir.path(), &format!("{KEY}\n"));
+    let mut setup = Setup::sandboxes();
+    let trusted = dir.path().join("cert.pem").to_str().unwrap().to_owned();
+    setup.env = vec![("SLICER_GITHUB_URL", url), ("SSL_CERT_FILE", trusted)];
+    let daemon = TestDaemon::start(&setup);
+    let unknown = ["vm", "launch", "sbox", "--import-user", "nobody"];
+    let refused = daemon.cli(&unknown).await;
+    assert!(
+        refused.code == 1 && refused.stderr.contains("no GitHub user nobody"),
+        "{refused:?}"
+    );
     let line = [
         "vm",
         "launch",
         "sbox",
+        "--import-user",
+        "alex",
         "--userdata",
         "echo oops >&2; exit 7",
         "--wait-userdata",
         "--json",
     ];
     let made = daemon.cli(&line).await;
+    server.kill().unwrap();
+    server.wait().unwrap();
     let vm = made.json()["hostname"].as_str().unwrap().to_owned();
     let client = daemon.client();
+    assert_eq!(says(&client, &vm, "cat ~/.ssh/authorized_keys").await, KEY);
+    let form = says(&client, &vm, "stat -c '%n %a %U' .ssh .ssh/*").await;
+    assert_eq!(
+        form,
+        ".ssh 700 ubuntu\n.ssh/authorized_keys 600 ubuntu\n.ssh/github_keys_imported 600 ubuntu"
+    );
     let health = client.health(&vm).await.unwrap();
     assert_eq!(health.userdata_exit_code, Some(7));
     assert_eq!(

@@ -64,6 +64,11 @@ fn wrong_values_of_a_group_are_named_with_place_found_and_expected() {
              `ssh-ed25519 AAAA…`",
         ),
         (
+            "github_user: a/b",
+            "slicer-mac.yaml:5:20: host_groups[0].github_user: invalid GitHub user \"a/b\": use up \
+             to 39 letters, digits, - and _",
+        ),
+        (
             "network: {gateway: 192.168.64.1}",
             "slicer-mac.yaml:5:26: host_groups[0].network.gateway: expected an IPv4 address with \
              its prefix: 192.168.64.1/24, found text \"192.168.64.1\"",
@@ -131,6 +136,18 @@ fn wrong_values_of_a_group_are_named_with_place_found_and_expected() {
     );
     let private = "ssh_keys: ['-----BEGIN OPENSSH PRIVATE KEY-----']";
     assert!(refused(&group(&[private]))[0].contains("this is a private key"));
+}
+
+#[test]
+fn a_github_user_of_the_group_goes_before_that_of_all() {
+    let user = |lines: &[&str], all: &str| {
+        let (config, warnings) = accepted(&(group(lines) + all));
+        assert_eq!(warnings, [""; 0]);
+        config.host_groups[0].github_user.clone()
+    };
+    assert_eq!(user(&["vcpu: 1"], ""), "");
+    assert_eq!(user(&["vcpu: 1"], "  github_user: all\n"), "all");
+    assert_eq!(user(&["github_user: own"], "  github_user: all\n"), "own");
 }
 
 #[test]
