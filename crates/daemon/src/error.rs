@@ -4,6 +4,8 @@ use crate::config::ConfigError;
 use slicer_api::ApiError;
 use slicer_image::ImageError;
 use slicer_machine::MachineError;
+use slicer_registry::PullError;
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -16,6 +18,9 @@ pub enum DaemonError {
     /// An image could not be found or prepared.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// An image could not be fetched.
+    #[error(transparent)]
+    Pull(#[from] PullError),
     /// The hypervisor failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -86,7 +91,7 @@ impl DaemonError {
 
     /// Whether the disk is full: answered as 507.
     pub(crate) fn is_disk_full(&self) -> bool {
-        let full = |e: &io::Error| {
+        let full = |e: &io::Error| -> bool {
             matches!(
                 e.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -96,17 +101,21 @@ impl DaemonError {
             Self::Io { source, .. } | Self::Machine(MachineError::Io { source, .. }) => {
                 full(source)
             }
-            Self::Image(e) => {
-                let mut source: Option<&dyn std::error::Error> = Some(e);
-                while let Some(e) = source {
-                    if e.downcast_ref::<io::Error>().is_some_and(full) {
-                        return true;
-                    }
-                    source = e.source();
-                }
-                false
-            }
+            Self::Image(e) => in_chain(e, full),
+            Self::Pull(e) => in_chain(e, full),
             _ => false,
         }
     }
+}
+
+/// Whether an error, or a cause of it, is such an error of the system.
+fn in_chain(e: &(dyn Error + 'static), is: impl Fn(&io::Error) -> bool) -> bool {
+    let mut source = Some(e);
+    while let Some(e) = source {
+        if e.downcast_ref::<io::Error>().is_some_and(&is) {
+            return true;
+        }
+        source = e.source();
+    }
+    false
 }

@@ -6,13 +6,13 @@ use crate::record::DiskKind;
 use crate::vm::DiskGate;
 use crate::workdir::WorkDir;
 use slicer_image::{
-    CloneKind, CloneOptions, ImageRef, KernelFiles, Limits, Progress, Resolved, base_is_current,
-    build_base, clone_disk, find_guest, prepare_kernel,
+    CloneKind, CloneOptions, ImageCache, ImageError, ImageRef, KernelFiles, Limits, Progress,
+    Resolved, base_is_current, build_base, clone_disk, find_guest, prepare_kernel,
 };
 use slicer_machine::{Arch, DiskFormat};
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use slicer_registry::{Progress as PullProgress, Wanted, Watcher};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -29,6 +29,7 @@ pub(crate) struct GroupImage {
     work: Arc<WorkDir>,
     group: HostGroupConfig,
     kernel_image: Option<String>,
+    insecure: bool,
     arch: Arch,
     prepared: Mutex<Option<Arc<Prepared>>>,
 }
@@ -38,12 +39,14 @@ impl GroupImage {
         work: Arc<WorkDir>,
         group: HostGroupConfig,
         kernel_image: Option<String>,
+        insecure: bool,
         arch: Arch,
     ) -> Self {
         Self {
             work,
             group,
             kernel_image,
+            insecure,
             arch,
             prepared: Mutex::new(None),
         }
@@ -56,16 +59,87 @@ impl GroupImage {
         if let Some(prepared) = &*slot {
             return Ok(prepared.clone());
         }
-        let work = self.work.clone();
-        let group = self.group.clone();
-        let kernel_image = self.kernel_image.clone();
-        let arch = self.arch;
-        let job = move || prepare(&work, &group, kernel_image.as_deref(), arch);
-        let prepared = tokio::task::spawn_blocking(job).await;
-        let prepared =
-            Arc::new(prepared.map_err(|_| DaemonError::Internal("preparing an image"))??);
+        let prepared = match self.make().await {
+            // A blob of the cache that is damaged was forgotten: it can be had once more.
+            Err(DaemonError::Image(ImageError::Digest { path, found }))
+                if path.starts_with(self.work.image_cache()) =>
+            {
+                warn!(
+                    "{} is damaged, it has {found}; fetching it again",
+                    path.display()
+                );
+                self.make().await
+            }
+            made => made,
+        };
+        let prepared = Arc::new(prepared?);
         *slot = Some(prepared.clone());
         Ok(prepared)
+    }
+
+    async fn make(&self) -> Result<Prepared, DaemonError> {
+        let image = self.resolve(&self.group.image).await?;
+        let kernel = match &self.kernel_image {
+            Some(reference) => self.resolve(reference).await?,
+            None => {
+                let arch = self.arch.go_name();
+                blocking(move || {
+                    let path = find_guest(arch)?.kernel;
+                    Ok(Resolved::find(
+                        &ImageRef::OciLayout { path, tag: None },
+                        arch,
+                    )?)
+                })
+                .await?
+            }
+        };
+        let (work, group, arch) = (self.work.clone(), self.group.clone(), self.arch);
+        blocking(move || {
+            let prepared = prepare(&work, &group, &image, &kernel, arch);
+            if let Err(DaemonError::Image(ImageError::Digest { path, .. })) = &prepared
+                && let Some(name) = path.file_name().and_then(|n| n.to_str())
+                && path.starts_with(work.image_cache())
+            {
+                ImageCache::open(&work.image_cache())?.forget(name)?;
+            }
+            prepared
+        })
+        .await
+    }
+
+    /// The image a reference leads to. A relative path in it is relative to the working directory;
+    /// an image of a registry is fetched unless it is in the cache.
+    async fn resolve(&self, reference: &str) -> Result<Resolved, DaemonError> {
+        let arch = self.arch.go_name();
+        let mut parsed = ImageRef::parse(reference)?;
+        if let ImageRef::OciLayout { path, .. } = &mut parsed {
+            *path = self.work.root().join(&*path);
+        }
+        let ImageRef::Registry(name) = parsed else {
+            return blocking(move || Ok(Resolved::find(&parsed, arch)?)).await;
+        };
+        let full = slicer_registry::canonical(&name)?;
+        let dir = self.work.image_cache();
+        let looked = full.clone();
+        let (cache, found) = blocking(move || {
+            let cache = ImageCache::open(&dir)?;
+            let found = cache.find(&looked, arch)?;
+            Ok((cache, found))
+        })
+        .await?;
+        if let Some(image) = found {
+            return Ok(image);
+        }
+        let begun = Instant::now();
+        info!("pulling {full}");
+        let wanted = Wanted {
+            reference: full.clone(),
+            arch: arch.to_owned(),
+            insecure: self.insecure,
+        };
+        let image = slicer_registry::pull(&cache, &wanted, Teller::watcher(full.clone())).await?;
+        info!("pulled {full} in {:.1?}", begun.elapsed());
+        Ok(image)
     }
 
     /// Makes the disk of a VM of this group. What is kept gets a disk that needs no base; what is
@@ -108,15 +182,15 @@ impl GroupImage {
 fn prepare(
     work: &WorkDir,
     group: &HostGroupConfig,
-    kernel_image: Option<&str>,
+    image: &Resolved,
+    kernel: &Resolved,
     arch: Arch,
 ) -> Result<Prepared, DaemonError> {
     let go_arch = arch.go_name();
     let agent = crate::agents::for_arch(go_arch).ok_or(DaemonError::NoAgent { arch: go_arch })?;
-    let image = resolve(work, &group.image, go_arch)?;
     let base = work.base(&group.name);
     let start = Instant::now();
-    if !base_is_current(&base, &image, group.storage_size) {
+    if !base_is_current(&base, image, group.storage_size) {
         info!(
             "group {}: building {} from {}",
             group.name,
@@ -129,7 +203,7 @@ fn prepare(
             }
         };
         build_base(
-            &image,
+            image,
             &base,
             group.storage_size,
             &Limits::default(),
@@ -141,16 +215,9 @@ fn prepare(
             start.elapsed()
         );
     }
-    let kernel = match kernel_image {
-        Some(reference) => resolve(work, reference, go_arch)?,
-        None => {
-            let path = find_guest(go_arch)?.kernel;
-            Resolved::find(&ImageRef::OciLayout { path, tag: None }, go_arch)?
-        }
-    };
     let dir = work.kernel(&group.name);
     slicer_image::remove_unfinished(&dir)?;
-    let boot = prepare_kernel(&kernel, agent, &dir)?;
+    let boot = prepare_kernel(kernel, agent, &dir)?;
     info!("group {}: image ready, kernel {}", group.name, boot.version);
     Ok(Prepared {
         boot,
@@ -158,11 +225,53 @@ fn prepare(
     })
 }
 
-/// A relative path in a reference is relative to the working directory.
-fn resolve(work: &WorkDir, reference: &str, arch: &str) -> Result<Resolved, DaemonError> {
-    let mut parsed = ImageRef::parse(reference)?;
-    if let ImageRef::OciLayout { path, .. } = &mut parsed {
-        *path = work.root().join(Path::new(&*path));
+/// Does work on files where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DaemonError> + Send + 'static,
+) -> Result<T, DaemonError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| DaemonError::Internal("preparing an image"))?
+}
+
+/// Between two lines of the log on how far a pull is.
+const TELL_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tells the log how far a pull is.
+struct Teller {
+    image: String,
+    state: std::sync::Mutex<Told>,
+}
+
+struct Told {
+    total: u64,
+    received: u64,
+    last: Instant,
+}
+
+impl Teller {
+    fn watcher(image: String) -> Watcher {
+        let state = std::sync::Mutex::new(Told {
+            total: 0,
+            received: 0,
+            last: Instant::now(),
+        });
+        let this = Self { image, state };
+        Arc::new(move |progress| this.tell(progress))
     }
-    Ok(Resolved::find(&parsed, arch)?)
+
+    fn tell(&self, progress: PullProgress) {
+        let image = &self.image;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            PullProgress::Begun { bytes, .. } => state.total += bytes,
+            PullProgress::Received(bytes) => state.received += bytes,
+            PullProgress::Retrying { why } => warn!("pulling {image}: {why}; trying again"),
+        }
+        if state.last.elapsed() >= TELL_PAUSE {
+            state.last = Instant::now();
+            let mb = |bytes: u64| bytes / 1_000_000;
+            let (received, total) = (mb(state.received), mb(state.total));
+            info!("pulling {image}: {received} of {total} MB");
+        }
+    }
 }

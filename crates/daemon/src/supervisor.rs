@@ -85,6 +85,7 @@ impl Supervisor {
                     work.clone(),
                     group.clone(),
                     config.kernel_image.clone(),
+                    config.insecure_registry,
                     arch,
                 )),
             })

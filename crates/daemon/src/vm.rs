@@ -589,6 +589,7 @@ impl Vm {
             e if e.is_disk_full() => ApiError::insufficient_storage(text),
             DaemonError::Machine(MachineError::Unsupported { .. })
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
+            DaemonError::Pull(_) => ApiError::bad_gateway(text),
             _ => ApiError::internal(text),
         };
         // One that ran before has a disk somebody wrote to.

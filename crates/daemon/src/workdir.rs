@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! slicer-mac.yaml  slicer.sock         what the user sees
+//! oci-cache/                           images from registries
 //! <group>-base.img                     a group's image as a disk, the parent of its VMs' disks
 //! <vm>.img                             a VM's disk
 //! kernel/<group>/                      kernel, initramfs and modules of a group
@@ -81,6 +82,10 @@ impl WorkDir {
 
     pub(crate) fn base(&self, group: &str) -> PathBuf {
         self.root.join(format!("{group}-base.img"))
+    }
+
+    pub(crate) fn image_cache(&self) -> PathBuf {
+        self.root.join("oci-cache")
     }
 
     pub(crate) fn disk(&self, vm: &str) -> PathBuf {

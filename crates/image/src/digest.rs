@@ -12,6 +12,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// `sha256:` and the digest of `bytes`, as OCI writes it.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }

@@ -188,7 +188,10 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, 
 }
 
 /// Reads and checks a blob that is a JSON document.
-fn read_document(layout: &Path, entry: &Descriptor) -> Result<(PathBuf, Vec<u8>), ImageError> {
+pub(crate) fn read_document(
+    layout: &Path,
+    entry: &Descriptor,
+) -> Result<(PathBuf, Vec<u8>), ImageError> {
     let mut blob = Blob::open(layout, entry)?;
     let path = blob.path.clone();
     if entry.size() > MAX_DOCUMENT {

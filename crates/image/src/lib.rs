@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod base;
+mod cache;
 mod clone;
 mod compression;
 mod cpio;
@@ -25,7 +26,9 @@ mod tree;
 mod vmlinux;
 
 pub use base::{Limits, Progress, base_is_current, build_base};
+pub use cache::{Adding, ImageCache, PartialBlob};
 pub use clone::{CloneKind, CloneOptions, clone_disk};
+pub use digest::sha256;
 pub use error::ImageError;
 pub use files::remove_unfinished;
 pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest};

@@ -39,6 +39,8 @@ pub struct Config {
     pub hypervisor: Hypervisor,
     /// The image with the kernel and its modules, when it isn't the one that came with slicer.
     pub kernel_image: Option<String>,
+    /// Whether registries are spoken to by plain HTTP.
+    pub insecure_registry: bool,
     /// Where the REST API listens.
     pub api: ApiConfig,
     /// Whether guests are asked to power off before they are switched off.
@@ -185,6 +187,10 @@ fn read(table: &mut Table<'_>, host: &Host, report: &mut Report) -> Option<Confi
         Some(field) => field.text(report).map(str::to_owned),
         None => None,
     };
+    let insecure_registry = match table.take("insecure_registry") {
+        Some(field) => field.truth(report),
+        None => Some(false),
+    };
     let api = api::read(table, host, report);
     let graceful_shutdown = match table.take("graceful_shutdown") {
         Some(field) => field.truth(report),
@@ -198,6 +204,7 @@ fn read(table: &mut Table<'_>, host: &Host, report: &mut Report) -> Option<Confi
         host_groups,
         hypervisor: hypervisor?,
         kernel_image: kernel_image.filter(|k| !k.is_empty()),
+        insecure_registry: insecure_registry?,
         api: api?,
         graceful_shutdown: graceful_shutdown?,
     })

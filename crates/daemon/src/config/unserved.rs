@@ -64,12 +64,6 @@ const ROWS: &[Row] = &[
         Kind::Text,
         "the kernel comes from kernel_image",
     ),
-    row(
-        TOP,
-        "insecure_registry",
-        Kind::Switch,
-        "images come from local OCI layouts",
-    ),
     row(TOP, "network_name", Kind::Text, NAT_INSTEAD),
     row(TOP, "pci", Kind::Lists, "no host device is passed to a VM"),
     row(

@@ -13,6 +13,7 @@ mod firstboot;
 mod forward;
 mod fs;
 mod guest;
+mod images;
 mod lifecycle;
 mod limits;
 mod listen;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         crash::trials(),
         firstboot::trials(),
+        images::trials(),
         listen::trials(),
         power::trials(),
         many::trials(),

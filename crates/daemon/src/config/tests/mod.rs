@@ -73,6 +73,7 @@ fn the_smallest_configuration_gets_the_defaults() {
             }],
             hypervisor: Hypervisor::Qemu,
             kernel_image: None,
+            insecure_registry: false,
             api: ApiConfig {
                 listeners: vec![Listener {
                     address: ListenAddress::Unix("./slicer.sock".into()),
@@ -243,10 +244,10 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
         "gpu_count: 1",
         "network: {mode: bridge, range: a-b, bridge: b, tap_prefix: t, parent: p, \
          allow: [10.0.0.0/8, '10.0.0.1:443'], drop: [0.0.0.0/0]}",
-    ]) + "  kernel_file: k\n  insecure_registry: true\n  network_name: n\n  \
+    ]) + "  kernel_file: k\n  network_name: n\n  \
           pci: {a-1: [0]}\n  ssh: {port: 2222, bind_address: 0.0.0.0}\n";
     let (_, warnings) = parse(&asking).unwrap();
-    assert_eq!(warnings.len(), 19, "{warnings:#?}");
+    assert_eq!(warnings.len(), 18, "{warnings:#?}");
     for warning in &warnings {
         assert_eq!(warning.kind, WarningKind::NotServed, "{warning}");
     }
@@ -265,7 +266,7 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
         "userdata_file: ''",
         "gpu_count: 0",
         "network: {mode: nat, range: '', allow: [], drop: []}",
-    ]) + "  kernel_file: ''\n  insecure_registry: false\n  pci: {}\n  \
+    ]) + "  kernel_file: ''\n  pci: {}\n  \
           ssh: {port: 0, bind_address: 127.0.0.1}\n";
     assert_eq!(accepted(&silent).1, [""; 0]);
 }
