@@ -41,7 +41,4 @@ while read -r what name; do
     ln -sfn /dev/null "$root/$link"
 done < "$here/lean.txt"
 
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb \
-    "$root"/var/cache/debconf/*-old \
-    "$root"/var/log/*.log "$root"/var/log/apt "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/*
-mkdir -p "$root/run" "$root/tmp"
+"$here/finish.sh" "$root"
