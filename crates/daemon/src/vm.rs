@@ -2,6 +2,7 @@
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
 use crate::DaemonError;
+use crate::forwards::Mappings;
 use crate::grant::{Grant, keep_secrets};
 use crate::guest;
 use crate::images::GroupImage;
@@ -89,6 +90,8 @@ enum Command {
 pub(crate) struct VmHandle {
     /// As it was when the VM was made or found; its tags may have changed since.
     pub(crate) record: Arc<VmRecord>,
+    /// What of it this host can reach.
+    pub(crate) forwards: Mappings,
     mailbox: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
 }
@@ -204,6 +207,7 @@ pub(crate) fn actor(
     record: VmRecord,
     dns: Vec<Ipv4Addr>,
     network: (Ipv4Addr, u8),
+    forwards: Mappings,
     stopped: bool,
 ) -> (VmHandle, impl Future<Output = ()>) {
     let (mailbox, commands) = mpsc::channel(16);
@@ -220,6 +224,7 @@ pub(crate) fn actor(
     });
     let handle = VmHandle {
         record: Arc::new(record.clone()),
+        forwards,
         mailbox,
         view,
     };
