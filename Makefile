@@ -37,7 +37,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps lint build image unit system ## Everything a change must pass
+test: deps lint build docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -75,7 +75,7 @@ image: ## Build the default guest image and kernel into target/guest
 	$(XTASK) image
 
 .PHONY: docker-image
-docker-image: ## Build the guest image with Docker into target/guest
+docker-image: ## Build the guest image with Docker, and the default one, into target/guest
 	$(XTASK) image --recipe docker
 
 .PHONY: lint
@@ -91,7 +91,7 @@ unit: agent ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build image ## Run the tests that boot VMs with the programs users get
+system: build docker-image ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: bench
