@@ -5,7 +5,8 @@ set -eu
 root=$1
 here=$(cd "$(dirname "$0")" && pwd)
 
-cp -RT --no-preserve=ownership,timestamps "$here/overlay" "$root"
+# In place of what is there: Debian 13 has links that lead nowhere yet.
+cp -RT --remove-destination --no-preserve=ownership,timestamps "$here/overlay" "$root"
 chmod 0440 "$root/etc/sudoers.d/90-ubuntu"
 
 chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash \
