@@ -13,7 +13,7 @@ unexport CARGO_TARGET_DIR
 ARCH := $(shell uname -m)
 TRIPLE := $(ARCH)-unknown-linux-gnu
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
-DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap e2fsprogs kmod xz-utils zstd \
+DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap uidmap e2fsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl python3 python3-pip pkg-config gcc libc6-dev make git
 
 AGENT_TARGET := $(CURDIR)/target/agent
@@ -39,7 +39,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps lint build image unit system ## Everything a change must pass
+test: deps lint build docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -77,7 +77,7 @@ image: ## Build the default guest image and kernel into target/guest
 	$(XTASK) image
 
 .PHONY: docker-image
-docker-image: ## Build the guest image with Docker into target/guest
+docker-image: ## Build the guest image with Docker, and the default one, into target/guest
 	$(XTASK) image --recipe docker
 
 .PHONY: lint
@@ -93,7 +93,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build image $(REGISTRY) ## Run the tests that boot VMs with the programs users get
+system: build docker-image $(REGISTRY) ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: bench

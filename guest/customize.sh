@@ -5,7 +5,8 @@ set -eu
 root=$1
 here=$(cd "$(dirname "$0")" && pwd)
 
-cp -RT --no-preserve=ownership,timestamps "$here/overlay" "$root"
+# In place of what is there: Debian 13 has links that lead nowhere yet.
+cp -RT --remove-destination --no-preserve=ownership,timestamps "$here/overlay" "$root"
 chmod 0440 "$root/etc/sudoers.d/90-ubuntu"
 
 chroot "$root" useradd --create-home --uid 1000 --user-group --shell /bin/bash \
@@ -41,7 +42,4 @@ while read -r what name; do
     ln -sfn /dev/null "$root/$link"
 done < "$here/lean.txt"
 
-rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb \
-    "$root"/var/cache/debconf/*-old \
-    "$root"/var/log/*.log "$root"/var/log/apt "$root"/var/lib/dpkg/*-old "$root"/run/* "$root"/tmp/*
-mkdir -p "$root/run" "$root/tmp"
+"$here/finish.sh" "$root"

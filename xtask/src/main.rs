@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(Parser)]
 #[command(name = "xtask")]
 enum Task {
-    /// Build the default guest image and its kernel.
+    /// Build a guest image and its kernel.
     Image(image::Args),
     /// Build everything, then boot a sandbox, use it and delete it.
     Demo,

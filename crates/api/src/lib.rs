@@ -48,7 +48,7 @@ pub use manifest::{
 };
 pub use node::{
     CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
-    NodeNetwork, NodeStatus, Wait,
+    NodeForward, NodeNetwork, NodeStatus, Wait,
 };
 pub use secrets::{
     CreateSecret, GuestSecret, GuestSecrets, Secret, UpdateSecret, is_secret_name,

@@ -142,6 +142,18 @@ pub struct NodeNetwork {
     pub effective: NetworkPolicy,
 }
 
+/// A mapping that the daemon keeps up for a VM, because its host group says so.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeForward {
+    /// Where on the daemon's host: `127.0.0.1:6443`, or the absolute path of a socket.
+    pub listen: String,
+    /// What it leads to in the VM: `127.0.0.1:6443`, or `unix:/var/run/docker.sock`.
+    pub target: String,
+    /// Whether the daemon listens there; not while somebody else does.
+    pub listening: bool,
+}
+
 /// `GET /vm/{h}`.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +167,9 @@ pub struct NodeDetail {
     pub image: String,
     /// Its network.
     pub network: NodeNetwork,
+    /// What of it the daemon's host can reach.
+    #[serde(default, deserialize_with = "null_default")]
+    pub forwards: Vec<NodeForward>,
 }
 
 /// The body of `POST /hostgroup/{g}/nodes`. Every field may be absent.

@@ -1,8 +1,9 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    bg::Bg, completion::Completion, cp::Cp, exec::Exec, forward::Forward, info::Info, list::List,
-    logs::Logs, relaunch::Relaunch, secret::Secret, shell::Shell, up::Up, version::Version, vm::Vm,
+    bg::Bg, completion::Completion, cp::Cp, docker::Docker, exec::Exec, forward::Forward,
+    info::Info, list::List, logs::Logs, relaunch::Relaunch, secret::Secret, shell::Shell, up::Up,
+    version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Relaunch(Relaunch),
     #[command(subcommand)]
     Secret(Secret),
+    #[command(subcommand)]
+    Docker(Docker),
     Info(Info),
     Version(Version),
     Completion(Completion),

@@ -1,5 +1,6 @@
 //! How a command fails: what is said, which hint is given, how the process exits.
 
+use crate::commands::docker::{DockerError, StoreError};
 use crate::output;
 use slicer_client::{ClientError, CopyError, DiscoverError};
 use slicer_forward::ListenError;
@@ -26,6 +27,8 @@ pub(crate) enum CliError {
     Copy(#[from] CopyError),
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    #[error(transparent)]
+    Docker(#[from] DockerError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot use the terminal")]
@@ -82,7 +85,10 @@ impl CliError {
             output::hint(hint);
         }
         match self {
-            Self::Usage(_) | Self::NoGroup | Self::ManyGroups(_) => USAGE,
+            Self::Usage(_)
+            | Self::NoGroup
+            | Self::ManyGroups(_)
+            | Self::Docker(DockerError::Store(StoreError::Name(_))) => USAGE,
             Self::NotReady { .. } => TIMED_OUT,
             Self::Client(e) if e.status() == Some(408) => TIMED_OUT,
             _ => FAILURE,
@@ -97,6 +103,7 @@ impl CliError {
             Self::Client(e) if e.is_not_found() && e.to_string().contains("VM") => {
                 Some("`slicer vm list` shows all VMs")
             }
+            Self::Docker(e) => e.hint(),
             Self::ManyGroups(_) => Some("`slicer vm group` shows what each of them gives a VM"),
             Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("put it beside this command or on the PATH")

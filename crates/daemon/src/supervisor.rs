@@ -211,20 +211,18 @@ impl Supervisor {
             record,
             group.config.dns_servers.clone(),
             network,
+            self.forwards(group),
             stopped,
         );
         self.shared.vms().insert(name, handle.clone());
         self.tasks.spawn(actor);
-        self.forward(group, &handle);
+        self.tasks.spawn(forwards::keep_up(handle.clone()));
         handle
     }
 
-    /// Makes reachable of a VM what its group says.
-    fn forward(&self, group: &Group, vm: &VmHandle) {
-        let forwards = forwards::rooted(&group.config.forwards, self.shared.work.root());
-        if !forwards.is_empty() {
-            self.tasks.spawn(forwards::keep_up(vm.clone(), forwards));
-        }
+    /// What its group says of each of its VMs is reachable.
+    fn forwards(&self, group: &Group) -> forwards::Mappings {
+        forwards::mappings(&group.config.forwards, self.shared.work.root())
     }
 
     fn group(&self, name: &str) -> Option<&Group> {
@@ -374,6 +372,7 @@ impl Supervisor {
                 record.clone(),
                 group.config.dns_servers.clone(),
                 network,
+                self.forwards(group),
                 false,
             );
             vms.insert(name, handle.clone());
@@ -399,7 +398,7 @@ impl Supervisor {
             .await
             .unwrap_or(Err(DaemonError::Internal("writing a record")));
         saved.map_err(|e| e.to_api())?;
-        self.forward(group, &handle);
+        self.tasks.spawn(forwards::keep_up(handle.clone()));
         Ok(handle)
     }
 

@@ -3,6 +3,7 @@
 
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
+use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
@@ -85,6 +86,8 @@ enum Command {
 pub(crate) struct VmHandle {
     /// As it was when the VM was made or found; its tags may have changed since.
     pub(crate) record: Arc<VmRecord>,
+    /// What of it this host can reach.
+    pub(crate) forwards: Mappings,
     mailbox: mpsc::Sender<Command>,
     pub(crate) view: watch::Receiver<View>,
 }
@@ -200,6 +203,7 @@ pub(crate) fn actor(
     record: VmRecord,
     dns: Vec<Ipv4Addr>,
     network: (Ipv4Addr, u8),
+    forwards: Mappings,
     stopped: bool,
 ) -> (VmHandle, impl Future<Output = ()>) {
     let (mailbox, commands) = mpsc::channel(16);
@@ -216,6 +220,7 @@ pub(crate) fn actor(
     });
     let handle = VmHandle {
         record: Arc::new(record.clone()),
+        forwards,
         mailbox,
         view,
     };

@@ -260,6 +260,35 @@ async fn tags_change_and_last() {
 }
 
 #[tokio::test]
+async fn what_is_forwarded_is_told() {
+    let mut place = Place::sandboxes();
+    let forwards = ["./d.sock:/var/run/docker.sock", "0:localhost:6443"];
+    place.config.host_groups[0].forwards = forwards.map(|f| f.parse().unwrap()).to_vec();
+    let daemon = place.start().await;
+    let client = place.client();
+    let socket = place.dir.path().join("d.sock").display().to_string();
+    let (first, second) = (
+        ready(&client, &CreateNode::default()).await,
+        ready(&client, &CreateNode::default()).await,
+    );
+    let forwards = async |vm: &str| client.node(vm).await.unwrap().forwards;
+    let listens = async |vm: &str| forwards(vm).await.iter().all(|f| f.listening);
+    wait_until("all is listened on", LIMIT, async || listens(&first).await).await;
+    let told = forwards(&first).await;
+    assert_eq!(told[0].listen, socket);
+    assert_eq!(told[0].target, "unix:/var/run/docker.sock");
+    assert_eq!(told[1].target, "localhost:6443");
+    let port = told[1].listen.strip_prefix("127.0.0.1:").unwrap();
+    assert_ne!(port.parse::<u16>().unwrap(), 0);
+    // Two can't listen at one place: the second has its turn when the first is gone.
+    let told = forwards(&second).await;
+    assert_eq!((&told[0].listen, told[0].listening), (&socket, false));
+    client.delete_node("sbox", &first).await.unwrap();
+    wait_until("the second's turn", LIMIT, async || listens(&second).await).await;
+    stop(daemon).await;
+}
+
+#[tokio::test]
 async fn a_launch_that_fails() {
     let place = Place::new([SLICER, SBOX]);
     for vm in ["slicer-1", "sbox-1"] {

@@ -1,4 +1,4 @@
-//! Running the `slicer` command as a user would.
+//! Running the `slicer` command, and others, as a user would.
 
 use crate::{BOOT, bin_dir};
 use std::path::Path;
@@ -42,7 +42,16 @@ pub(crate) async fn run(url: &str, dir: &Path, args: &[&str], stdin: Option<Vec<
         .env("PATH", "/usr/bin:/bin")
         .env("HOME", dir)
         .env("SLICER_URL", url)
-        .current_dir(dir)
+        .current_dir(dir);
+    run_command(command, stdin).await
+}
+
+/// Runs a command with this input, or none, to its end.
+///
+/// # Panics
+/// When it is still there after [`BOOT`], or was killed.
+pub async fn run_command(mut command: Command, stdin: Option<Vec<u8>>) -> CliOutput {
+    command
         .stdin(if stdin.is_some() {
             Stdio::piped()
         } else {
@@ -51,6 +60,7 @@ pub(crate) async fn run(url: &str, dir: &Path, args: &[&str], stdin: Option<Vec<
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    let line = format!("{:?}", command.as_std());
     let mut child = command.spawn().unwrap();
     let pipe = child.stdin.take();
     let feed = async move {
@@ -61,11 +71,11 @@ pub(crate) async fn run(url: &str, dir: &Path, args: &[&str], stdin: Option<Vec<
     };
     let done = async { tokio::join!(feed, child.wait_with_output()).1.unwrap() };
     let Ok(output) = tokio::time::timeout(BOOT, done).await else {
-        panic!("`slicer {}` hangs", args.join(" "));
+        panic!("{line} hangs");
     };
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     let Some(code) = output.status.code() else {
-        panic!("`slicer {}`: {}: {stderr}", args.join(" "), output.status);
+        panic!("{line}: {}: {stderr}", output.status);
     };
     CliOutput {
         code,

@@ -88,6 +88,24 @@ fn default_image() -> String {
     image.unwrap().trim().trim_matches('"').to_owned()
 }
 
+/// The reference of the image with Docker.
+///
+/// # Panics
+/// When it has not been built.
+pub fn docker_image() -> String {
+    let default = default_image();
+    let path = default
+        .trim_start_matches("oci:")
+        .trim_end_matches(":latest");
+    let docker = Path::new(path).with_file_name("docker");
+    assert!(
+        docker.exists(),
+        "no {}: run `make docker-image`",
+        docker.display()
+    );
+    format!("oci:{}:latest", docker.display())
+}
+
 fn wait(child: &mut Child, bound: Duration) -> Option<ExitStatus> {
     let mut status = None;
     soon(bound, || {

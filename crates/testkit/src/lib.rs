@@ -21,8 +21,8 @@ mod spawn;
 mod template;
 mod wait;
 
-pub use cli::CliOutput;
-pub use daemon::{Exited, TestDaemon, bin_dir, run_daemon};
+pub use cli::{CliOutput, run_command};
+pub use daemon::{Exited, TestDaemon, bin_dir, docker_image, run_daemon};
 pub use fake::{FakeGuest, FakeHypervisor};
 pub use layout::{image_layout, kernel_layout};
 pub use process::{alive, children_of, processes_of, send_signal};

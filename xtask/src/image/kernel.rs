@@ -83,9 +83,16 @@ fn unpack_tar(data: impl Read, root: &Path) -> Result<()> {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
         if let Some(wanted) = destination(&path).filter(|_| entry.header().entry_type().is_file()) {
-            let dest = root.join(wanted);
+            let mut dest = root.join(wanted);
             fs::create_dir_all(dest.parent().context("an entry without a directory")?)?;
-            std::io::copy(&mut entry, &mut File::create(&dest)?)?;
+            // From Debian 13 on modules are compressed, which the boot is not to wait for.
+            if dest.extension().is_some_and(|e| e == "xz") {
+                dest.set_extension("");
+                let mut module = lzma_rust2::XzReader::new(&mut entry, true);
+                std::io::copy(&mut module, &mut File::create(&dest)?)?;
+            } else {
+                std::io::copy(&mut entry, &mut File::create(&dest)?)?;
+            }
         }
     }
     Ok(())
@@ -157,6 +164,30 @@ fn pack(root: &Path, tar: &mut dyn Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modules_are_unpacked_whatever_their_compression() {
+        let mut packed =
+            lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::default()).unwrap();
+        packed.write_all(b"b's code").unwrap();
+        let packed = packed.finish().unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, data) in [
+            ("./lib/modules/6/a.ko", b"a's code".as_slice()),
+            ("./usr/lib/modules/6/b.ko.xz", &packed),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(data.len() as u64);
+            archive.append_data(&mut header, path, data).unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        unpack_tar(archive.as_slice(), root.path()).unwrap();
+        let modules = root.path().join("lib/modules/6");
+        assert_eq!(fs::read(modules.join("a.ko")).unwrap(), b"a's code");
+        assert_eq!(fs::read(modules.join("b.ko")).unwrap(), b"b's code");
+        assert!(!modules.join("b.ko.xz").exists());
+    }
 
     #[test]
     fn only_kernel_config_and_modules_are_taken() {

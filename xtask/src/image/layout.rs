@@ -2,14 +2,14 @@
 //!
 //! Source: the OCI image specification 1.1 (image-layout.md, manifest.md, config.md).
 
-use anyhow::{Context, Result};
-use oci_spec::image::{ImageIndex, MediaType};
+use anyhow::{Context, Result, bail};
+use oci_spec::image::{ImageIndex, ImageManifest, MediaType};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The tag of the image.
 const TAG: &str = "latest";
@@ -92,6 +92,24 @@ pub(super) fn inputs_of(dir: &Path) -> Option<String> {
     index.annotations().as_ref()?.get(INPUTS).cloned()
 }
 
+/// The digest of the manifest of the layout's image.
+pub(super) fn digest(dir: &Path) -> Result<String> {
+    let index = ImageIndex::from_file(dir.join("index.json"))?;
+    let manifest = index.manifests().first();
+    let manifest = manifest.with_context(|| format!("no image in {}", dir.display()))?;
+    Ok(manifest.digest().digest().to_owned())
+}
+
+/// The file of the only layer of the layout's image, a tar archive packed by zstd.
+pub(super) fn layer(dir: &Path) -> Result<PathBuf> {
+    let blobs = dir.join("blobs/sha256");
+    let manifest = ImageManifest::from_file(blobs.join(digest(dir)?))?;
+    match manifest.layers().as_slice() {
+        [layer] => Ok(blobs.join(layer.digest().digest())),
+        _ => bail!("{} should have one layer", dir.display()),
+    }
+}
+
 /// Puts a finished directory in the place of another.
 pub(super) fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
     let old = new.path().with_extension("old");
@@ -169,5 +187,24 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_tells_its_inputs_and_where_its_layer_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = write(dir.path(), "amd64", "abc", &mut |tar| {
+            Ok(tar.write_all(b"as if a tar")?)
+        });
+        assert_eq!(info.unwrap().unpacked, 11);
+        assert_eq!(inputs_of(dir.path()).as_deref(), Some("abc"));
+        let blob = File::open(layer(dir.path()).unwrap()).unwrap();
+        assert_eq!(zstd::decode_all(blob).unwrap(), b"as if a tar");
+        assert_eq!(digest(dir.path()).unwrap().len(), 64);
+        assert!(layer(&dir.path().join("nowhere")).is_err());
     }
 }

@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Goes up when the same inputs should give another image.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// What `cargo xtask image` takes.
 #[derive(clap::Args)]
@@ -56,7 +56,7 @@ impl Default for Args {
 enum Recipe {
     /// What every sandbox needs: `guest/`, as the layout `image`.
     Default,
-    /// That and Docker: `guest/docker/` as well, as the layout `docker`.
+    /// That and Docker: `guest/docker/`, as the layout `docker`.
     Docker,
 }
 
@@ -69,19 +69,29 @@ impl Recipe {
         }
     }
 
-    /// The directory below `guest/` of what it adds to the default recipe.
-    fn addition(self) -> Option<&'static str> {
+    /// The recipe whose root it begins with.
+    fn base(self) -> Option<Self> {
         match self {
             Self::Default => None,
-            Self::Docker => Some("docker"),
+            Self::Docker => Some(Self::Default),
         }
     }
 
-    /// Whether this path below `guest/` is a part of it.
+    /// Its directory, where `guest` is that of all recipes.
+    fn dir(self, guest: &Path) -> PathBuf {
+        match self {
+            Self::Default => guest.to_owned(),
+            Self::Docker => guest.join("docker"),
+        }
+    }
+
+    /// Whether this path below `guest/` is a part of it or of its base.
     fn includes(self, path: &Path) -> bool {
-        let additions = Self::value_variants().iter().filter_map(|r| r.addition());
-        let mut of_others = additions.filter(|a| Some(*a) != self.addition());
-        !of_others.any(|a| path.starts_with(a))
+        let part = |r: Self| r.base().is_some() && path.starts_with(r.dir(Path::new("")));
+        match Self::value_variants().iter().find(|r| part(**r)) {
+            Some(owner) => *owner == self,
+            None => true,
+        }
     }
 }
 
@@ -118,7 +128,6 @@ struct Build {
     out: PathBuf,
     /// The directory of recipes: `guest/`.
     guest: PathBuf,
-    recipe: Recipe,
     sources: apt::Sources,
 }
 
@@ -134,36 +143,42 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         arch: args.arch,
         out: out.canonicalize()?,
         guest: workspace.join("guest"),
-        recipe: args.recipe,
         sources: apt::Sources::of_host()?,
     };
-    let inputs = |what: &str, recipe: &[u8]| {
-        let mut hash = Sha256::new();
-        hash.update(format!(
-            "{what} {REVISION} {}\n{}",
-            build.arch, build.sources.text
-        ));
-        hash.update(recipe);
-        layout::hex(&hash.finalize())
-    };
-
-    let name = build.recipe.layout();
-    let recipe_digest = digest_tree(&build.guest, |path| build.recipe.includes(path))?;
-    make(
-        &build,
-        name,
-        &inputs(name, &recipe_digest),
-        args.force,
-        rootfs::build,
-    )?;
+    make_recipe(&build, args.recipe, args.force)?;
     let module_list = modules::wanted(build.arch).describe();
     make(
         &build,
         "kernel",
-        &inputs("kernel", module_list.as_bytes()),
+        &inputs(&build, "kernel", module_list.as_bytes()),
         args.force,
-        kernel::build,
+        &|tar| kernel::build(&build, tar),
     )
+}
+
+/// What a result is made of, in short.
+fn inputs(build: &Build, what: &str, recipe: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!(
+        "{what} {REVISION} {}\n{}",
+        build.arch, build.sources.text
+    ));
+    hash.update(recipe);
+    layout::hex(&hash.finalize())
+}
+
+/// Builds a recipe's layout, and before it that of its base, where they are out of date.
+fn make_recipe(build: &Build, recipe: Recipe, force: bool) -> Result<()> {
+    let mut made_of = digest_tree(&build.guest, |path| recipe.includes(path))?;
+    if let Some(base) = recipe.base() {
+        make_recipe(build, base, false)?;
+        made_of.extend(layout::digest(&build.out.join(base.layout()))?.into_bytes());
+    }
+    let name = recipe.layout();
+    let inputs = inputs(build, name, &made_of);
+    make(build, name, &inputs, force, &|tar| {
+        rootfs::build(build, recipe, tar)
+    })
 }
 
 /// Builds the layout `name` unless the one that is there was made of the same inputs.
@@ -172,7 +187,7 @@ fn make(
     name: &str,
     inputs: &str,
     force: bool,
-    write: fn(&Build, &mut dyn Write) -> Result<()>,
+    write: &dyn Fn(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
     let dest = build.out.join(name);
     if !force && layout::inputs_of(&dest).as_deref() == Some(inputs) {
@@ -189,7 +204,7 @@ fn make(
         scratch.path(),
         &build.arch.to_string(),
         inputs,
-        &mut |tar| write(build, tar),
+        &mut |tar| write(tar),
     )?;
     layout::replace(scratch, &dest)?;
     say(&format!(

@@ -1,47 +1,48 @@
-//! The root filesystem: Debian by mmdebstrap, then the recipe's `customize.sh`.
+//! The root filesystem: Debian by mmdebstrap, or another recipe's root with more packages; then the
+//! recipe's `customize.sh`.
 
-use super::{Build, say_step, scratch_dir};
+use super::{Build, Recipe, layout, say_step, scratch_dir};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// Writes the root filesystem as a tar archive.
-pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
+/// Writes the root filesystem of a recipe, whose base has been built, as a tar archive.
+pub(super) fn build(build: &Build, recipe: Recipe, tar: &mut dyn Write) -> Result<()> {
     let started = Instant::now();
     let scratch = scratch_dir(build)?;
     let sources = build.sources.write(scratch.path())?;
-    let addition = build.recipe.addition().map(|a| build.guest.join(a));
-    let recipes: Vec<&Path> = [Some(&build.guest), addition.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(PathBuf::as_path)
-        .collect();
-    let mut packages = Vec::new();
-    for recipe in &recipes {
-        packages.extend(listed(&recipe.join("packages.txt"))?);
-    }
+    let dir = recipe.dir(&build.guest);
+    let packages = listed(&dir.join("packages.txt"))?;
     let mut command = Command::new("mmdebstrap");
     command
-        .args([
-            "--mode=auto",
-            "--variant=minbase",
-            "--format=tar",
-            "--quiet",
-        ])
+        .args(["--mode=auto", "--format=tar", "--quiet"])
         .arg(format!("--architectures={}", build.arch))
-        .arg(format!("--include={}", packages.join(",")))
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
-        .arg("--aptopt=Acquire::Languages \"none\"")
+        .arg("--aptopt=Acquire::Languages \"none\"");
+    match recipe.base() {
+        None => {
+            command
+                .arg("--variant=minbase")
+                .arg(format!("--include={}", packages.join(",")));
+        }
+        Some(base) => {
+            let layer = layout::layer(&build.out.join(base.layout()))?;
+            command
+                .arg("--variant=custom")
+                .args(on_top_of(&layer, &packages));
+        }
+    }
+    command
         // mmdebstrap passes a hook to a shell with the root as its first argument.
-        .args(recipes.iter().map(|recipe| {
-            let script = recipe.join("customize.sh");
-            format!("--customize-hook='{}' \"$1\"", script.display())
-        }))
+        .arg(format!(
+            "--customize-hook='{}' \"$1\"",
+            dir.join("customize.sh").display()
+        ))
         .args([&build.sources.suite, "-"])
         .arg(sources)
         .stdin(Stdio::null())
@@ -83,6 +84,25 @@ pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
         bail!("mmdebstrap failed ({status}):\n{}", said.trim_end());
     }
     copied.context("cannot pack the root filesystem")
+}
+
+/// The hooks that begin with the root of a layer and install packages in it, as mmdebstrap's manual
+/// has it. The root has devices already, and sources that are not to be asked.
+fn on_top_of(layer: &Path, packages: &[String]) -> [String; 2] {
+    let packages: Vec<String> = packages.iter().map(|p| format!("'{p}'")).collect();
+    [
+        format!(
+            "--setup-hook=tar --extract --zstd --file '{}' --directory \"$1\" --numeric-owner \
+             --xattrs --xattrs-include='*' --exclude='./dev/*' \
+             --exclude='./etc/apt/sources.list.d/*'",
+            layer.display()
+        ),
+        format!(
+            "--customize-hook=APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\" apt-get --yes \
+             --no-install-recommends -o DPkg::Chroot-Directory=\"$1\" install {}",
+            packages.join(" ")
+        ),
+    ]
 }
 
 /// The names in a list of packages: one a line, `#` begins a comment.

@@ -5,6 +5,7 @@ pub(crate) mod bg;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod delete;
+pub(crate) mod docker;
 pub(crate) mod exec;
 pub(crate) mod forward;
 pub(crate) mod group;
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Forward(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
+        Command::Docker(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
         Command::Info(c) => block_on(c.run(connection)),
     }

@@ -43,6 +43,7 @@ pub(super) async fn detail(
             override_: None,
             effective: empty,
         },
+        forwards: vm.forwards.iter().map(|f| f.shown()).collect(),
     }))
 }
 

@@ -177,30 +177,39 @@ async fn kept_up_by_the_daemon(tour: &Tour) {
     assert!(Path::new(docker).exists());
 }
 
-/// A TLS server on the port of K3s, asked by curl on the host.
+/// A TLS server on the port of K3s, asked by curl on the host, which believes it for its
+/// certificate alone, as kubectl does with that of a kubeconfig.
 async fn tls_through_the_daemon(tour: &Tour) {
     let listens = TcpStream::connect("127.0.0.1:6443").await.is_ok();
     assert!(listens, "nobody on port 6443: {}", tour.daemon().log());
     let client = tour.client();
-    says(
-        &client,
-        "slicer-1",
-        "cd /tmp && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
-         -subj /CN=k3s -keyout k.pem -out c.pem 2>&1",
-    )
-    .await;
-    let serve = "openssl s_server -quiet -accept 127.0.0.1:6443 -cert c.pem -key k.pem -www";
+    for name in ["k3s", "other"] {
+        let make = format!(
+            "cd /tmp && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+             -subj /CN={name} -addext subjectAltName=IP:127.0.0.1 -keyout {name}.key \
+             -out {name}.pem 2>&1"
+        );
+        says(&client, "slicer-1", &make).await;
+        let from = format!("slicer-1:/tmp/{name}.pem");
+        tour.cli(&format!("vm cp {from} ./{name}.pem")).await.text();
+    }
+    let serve = "openssl s_server -quiet -accept 127.0.0.1:6443 -cert k3s.pem -key k3s.key -www";
     let mut args = vec!["vm", "bg", "exec", "slicer-1", "--cwd", "/tmp", "--"];
     args.extend(serve.split(' '));
     assert_eq!(tour.daemon().cli(&args).await.code, 0);
-    wait_until("curl is answered", BOOT, async || {
+    let curl = async |trusted: &str| {
         let curl = Command::new("curl")
-            .args(["-sk", "--noproxy", "*", "--max-time", "20"])
+            .args(["-s", "--noproxy", "*", "--max-time", "20", "--cacert"])
+            .arg(tour.daemon().dir().join(trusted))
             .arg("https://127.0.0.1:6443/")
-            .output()
-            .await
-            .unwrap();
-        String::from_utf8_lossy(&curl.stdout).contains("s_server")
+            .output();
+        curl.await.unwrap()
+    };
+    wait_until("curl is answered", BOOT, async || {
+        let answer = curl("k3s.pem").await.stdout;
+        String::from_utf8_lossy(&answer).contains("s_server")
     })
     .await;
+    // CURLE_PEER_FAILED_VERIFICATION
+    assert_eq!(curl("other.pem").await.status.code(), Some(60));
 }

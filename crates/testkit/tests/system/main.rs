@@ -8,6 +8,7 @@ mod agent;
 mod background;
 mod cp;
 mod crash;
+mod docker;
 mod exec;
 mod firstboot;
 mod forward;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     let tour = Arc::new(Tour::default());
     // First what has the longest to wait, last what disturbs.
     let trials = [
+        docker::trials(),
         tour::trials(&tour),
         exec::trials(&tour),
         background::trials(&tour),
