@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 /// Header of `GET /vm/{h}/forward` that says what to dial in the guest, see [`ForwardTarget`].
 pub const UPSTREAM_HEADER: &str = "x-inlets-upstream";
+/// Header by which the agent tells the daemon the number of a connection it made, under which
+/// `DELETE /forward/{number}` ends it. Clients never see it.
+pub const FORWARD_NUMBER_HEADER: &str = "x-slicer-forward-number";
 /// Where a mapping without an address listens: nobody else's machine gets in by accident.
 const LOOPBACK: &str = "127.0.0.1";
 /// Before the path of a socket in a target.

@@ -36,7 +36,9 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};
 pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
-pub use forward::{Forward, ForwardError, ForwardListen, ForwardTarget, UPSTREAM_HEADER};
+pub use forward::{
+    FORWARD_NUMBER_HEADER, Forward, ForwardError, ForwardListen, ForwardTarget, UPSTREAM_HEADER,
+};
 pub use fs::{
     DEFAULT_DEBOUNCE, FsEntry, FsKind, FsQuery, MakeDirectory, WatchEvent, WatchKind, WatchRequest,
 };

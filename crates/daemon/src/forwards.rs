@@ -1,12 +1,13 @@
 //! What of a VM the configuration makes reachable on the host.
 
-use crate::guest;
+use crate::forwarded::{self, Forwarded};
 use crate::server::reachable;
 use crate::vm::{Phase, VmHandle};
 use slicer_api::{ApiError, Forward, ForwardListen, ForwardTarget};
 use slicer_forward::Forwarder;
 use std::path::Path;
 use std::time::Duration;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 /// Time between two attempts to listen where somebody else does.
@@ -25,7 +26,8 @@ pub(crate) fn rooted(forwards: &[Forward], root: &Path) -> Vec<Forward> {
 
 /// Keeps a VM's mappings up until the VM is no more, whether it runs or not: a connection while
 /// there is nothing to connect to is closed. Where somebody else listens, it waits for its turn.
-pub(crate) async fn keep_up(vm: VmHandle, forwards: Vec<Forward>) {
+/// `tasks` are the daemon's.
+pub(crate) async fn keep_up(vm: VmHandle, forwards: Vec<Forward>, tasks: TaskTracker) {
     let mut view = vm.view.clone();
     let gone = async move {
         // An error means that its actor has ended.
@@ -33,7 +35,7 @@ pub(crate) async fn keep_up(vm: VmHandle, forwards: Vec<Forward>) {
     };
     let mut listening = tokio::task::JoinSet::new();
     for forward in forwards {
-        listening.spawn(keep_one(vm.clone(), forward));
+        listening.spawn(keep_one(vm.clone(), forward, tasks.clone()));
     }
     tokio::select! {
         () = gone => {}
@@ -42,7 +44,7 @@ pub(crate) async fn keep_up(vm: VmHandle, forwards: Vec<Forward>) {
     listening.shutdown().await;
 }
 
-async fn keep_one(vm: VmHandle, forward: Forward) {
+async fn keep_one(vm: VmHandle, forward: Forward, tasks: TaskTracker) {
     let name = &vm.record.hostname;
     let mut told = false;
     loop {
@@ -54,8 +56,8 @@ async fn keep_one(vm: VmHandle, forward: Forward) {
                         forward.listen, forward.target
                     );
                 }
-                let served = vm.clone();
-                let dial = move |target: ForwardTarget| dial(served.clone(), target);
+                let (served, tasks) = (vm.clone(), tasks.clone());
+                let dial = move |target: ForwardTarget| dial(served.clone(), target, tasks.clone());
                 let name = name.clone();
                 let failed = move |target: &ForwardTarget, e: ApiError| {
                     debug!("{name}: nothing to forward to at {target}: {e}");
@@ -73,8 +75,12 @@ async fn keep_one(vm: VmHandle, forward: Forward) {
     }
 }
 
-async fn dial(vm: VmHandle, target: ForwardTarget) -> Result<guest::Forwarded, ApiError> {
+async fn dial(
+    vm: VmHandle,
+    target: ForwardTarget,
+    tasks: TaskTracker,
+) -> Result<Forwarded, ApiError> {
     let machine = reachable(&vm)?;
-    let forwarded = guest::forward(&*machine, &target).await;
+    let forwarded = forwarded::forward(machine, &target, tasks).await;
     forwarded.map_err(|e| e.to_api(&vm.record.hostname))
 }

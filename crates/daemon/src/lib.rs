@@ -7,6 +7,7 @@ pub mod config;
 mod console;
 mod error;
 mod files;
+mod forwarded;
 mod forwards;
 mod grant;
 mod guest;

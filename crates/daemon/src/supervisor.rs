@@ -215,7 +215,8 @@ impl Supervisor {
     fn forward(&self, group: &Group, vm: &VmHandle) {
         let forwards = forwards::rooted(&group.config.forwards, self.shared.work.root());
         if !forwards.is_empty() {
-            self.tasks.spawn(forwards::keep_up(vm.clone(), forwards));
+            let kept = forwards::keep_up(vm.clone(), forwards, self.tasks.clone());
+            self.tasks.spawn(kept);
         }
     }
 
@@ -406,6 +407,11 @@ impl Supervisor {
     /// Runs what serves a client beyond its request. It ends by itself with the VM it is about.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(work);
+    }
+
+    /// What runs beyond requests, to add to.
+    pub(crate) fn tasks(&self) -> TaskTracker {
+        self.tasks.clone()
     }
 
     /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.
