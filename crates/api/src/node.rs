@@ -167,6 +167,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u32",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub cpus: u32,
     /// Memory in bytes; 0 or absent is the group's default, which also is the maximum.
     #[serde(
@@ -174,6 +175,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u64",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ram_bytes: u64,
     /// GPUs; none can be served.
     #[serde(
@@ -181,6 +183,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u32",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub gpu_count: u32,
     /// Whether disk and record survive a stop; ephemeral unless asked.
     #[serde(
@@ -188,6 +191,7 @@ pub struct CreateNode {
         skip_serializing_if = "std::ops::Not::not",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub persistent: bool,
     /// A disk to use in place of the group's image; not supported.
     #[serde(
@@ -195,6 +199,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub disk_image: String,
     /// A GitHub user whose public keys are let in.
     #[serde(
@@ -203,6 +208,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub import_user: String,
     /// Public keys to let in.
     #[serde(
@@ -210,6 +216,7 @@ pub struct CreateNode {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ssh_keys: Vec<String>,
     /// A script run once, as root, at the end of the first boot.
     #[serde(
@@ -217,6 +224,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub userdata: String,
     /// A fixed address inside the group's network.
     #[serde(
@@ -224,6 +232,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ip: String,
     /// Tags.
     #[serde(
@@ -231,6 +240,7 @@ pub struct CreateNode {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub tags: Vec<String>,
     /// The secrets this VM may see; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]

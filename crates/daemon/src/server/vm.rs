@@ -97,7 +97,7 @@ pub(super) async fn logs(
         .last()
         .map(|(_, value)| value.into_owned());
     let lines = match asked.as_deref() {
-        None => DEFAULT_LINES,
+        None | Some("") => DEFAULT_LINES,
         Some(text) => text.parse().map_err(|_| {
             ApiError::bad_request(format!("invalid lines {text:?}: expected 0 or more"))
         })?,
