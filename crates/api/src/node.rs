@@ -246,7 +246,11 @@ pub struct CreateNode {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<String>>,
     /// Policy in place of the group's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::object"
+    )]
     pub network: Option<NetworkPolicy>,
 }
 

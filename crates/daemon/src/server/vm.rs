@@ -162,17 +162,16 @@ pub(super) async fn shutdown(
         .filter(|(key, _)| key == "action")
         .last()
         .map(|(_, value)| value.into_owned());
+    // Read whether it decides or not: what is no request is none.
+    let body = json::<ShutdownRequest>(body).await?;
     let action = match asked.as_deref() {
         Some("shutdown") => ShutdownAction::Shutdown,
         Some("reboot") => ShutdownAction::Reboot,
+        None | Some("") => body.action.unwrap_or_default(),
         Some(text) => {
             let text = format!("invalid action {text:?}: use shutdown or reboot");
             return Err(ApiError::bad_request(text).into());
         }
-        None => json::<ShutdownRequest>(body)
-            .await?
-            .action
-            .unwrap_or_default(),
     };
     vm.shutdown(action).await?;
     Ok("shutdown requested\n")

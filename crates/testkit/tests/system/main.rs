@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 mod background;
+mod contract;
 mod cp;
 mod crash;
 mod exec;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     // First what has the longest to wait, last what disturbs.
     let trials = [
         tour::trials(&tour),
+        contract::trials(),
         exec::trials(&tour),
         background::trials(&tour),
         fs::trials(&tour),

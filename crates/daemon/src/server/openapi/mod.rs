@@ -4,7 +4,7 @@ mod operations;
 
 use axum::response::{IntoResponse, Response};
 use hyper::header::CONTENT_TYPE;
-use operations::{Body, JSON, Kind, OPS, Op};
+use operations::{BYTES, Body, JSON, Kind, OPS, Op, TAR};
 use serde_json::Value;
 use slicer_api as api;
 use std::sync::OnceLock;
@@ -78,7 +78,13 @@ fn contents(body: Body) -> Vec<(&'static str, Content)> {
             "application/x-ndjson",
             of(Ref::from_schema_name(name).into()),
         )],
-        Body::Raw(kinds) => kinds.iter().map(|k| (*k, of(text().into()))).collect(),
+        Body::Raw(kinds) => kinds
+            .iter()
+            .map(|kind| match *kind {
+                BYTES | TAR => (*kind, Content::new(None::<RefOr<Schema>>)),
+                kind => (kind, of(text().into())),
+            })
+            .collect(),
     }
 }
 

@@ -6,8 +6,8 @@ use utoipa::openapi::path::HttpMethod;
 
 pub(super) const JSON: &str = "application/json";
 pub(super) const TEXT: &str = "text/plain";
-const BYTES: &str = "application/octet-stream";
-const TAR: &str = "application/x-tar";
+pub(super) const BYTES: &str = "application/octet-stream";
+pub(super) const TAR: &str = "application/x-tar";
 
 /// What a body is.
 #[derive(Clone, Copy)]
