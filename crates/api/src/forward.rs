@@ -193,7 +193,8 @@ fn tcp_listen(spec: &str, host: &str, port: &str) -> Result<ForwardListen, Forwa
 
 fn tcp_target(spec: &str, host: &str, port: &str) -> Result<ForwardTarget, ForwardError> {
     let port = spec_port(spec, port)?;
-    if port == 0 || !is_host(host) {
+    // A host of this name would be read as a socket in the guest.
+    if port == 0 || !is_host(host) || UNIX.strip_suffix(':') == Some(host) {
         return Err(ForwardError::Target(quoted(&format!("{host}:{port}"))));
     }
     let host = host.to_owned();
@@ -230,6 +231,13 @@ mod tests {
     fn read(spec: &str) -> (String, String) {
         let f: Forward = spec.parse().unwrap();
         (f.listen.to_string(), f.target.to_string())
+    }
+
+    #[test]
+    fn a_host_cannot_be_taken_for_a_socket() {
+        for spec in ["unix:8", "9:unix:8", "127.0.0.1:9:unix:8", "/x.sock:unix:8"] {
+            assert!(spec.parse::<Forward>().is_err(), "{spec}");
+        }
     }
 
     #[test]
