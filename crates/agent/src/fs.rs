@@ -103,21 +103,38 @@ pub(crate) fn absolute(text: &str, home: &Path) -> Result<PathBuf, ApiError> {
 
 /// What a failed call means for the client.
 pub(crate) fn failed(action: &str, path: &Path, e: &io::Error) -> ApiError {
-    let text = format!("cannot {action} {}: {e}", path.display());
+    refused(format!("cannot {action} {}: {e}", path.display()), e)
+}
+
+/// The answer to a request that failed by this error of the system, in these words.
+pub(crate) fn refused(text: String, e: &io::Error) -> ApiError {
+    // These have no kind in Rust's stable library: a loop of links, and what can't be opened as it
+    // is no file, such as a socket.
+    if matches!(
+        e.raw_os_error(),
+        Some(libc::ELOOP | libc::ENXIO | libc::ENODEV)
+    ) {
+        return ApiError::bad_request(text);
+    }
     match e.kind() {
         io::ErrorKind::NotFound => ApiError::not_found(text),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             ApiError::forbidden(text)
         }
-        io::ErrorKind::AlreadyExists => ApiError::conflict(text),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ApiError::insufficient_storage(text)
-        }
+        // What is mounted or runs can't be removed or replaced.
+        io::ErrorKind::AlreadyExists
+        | io::ErrorKind::ResourceBusy
+        | io::ErrorKind::ExecutableFileBusy => ApiError::conflict(text),
+        io::ErrorKind::StorageFull
+        | io::ErrorKind::QuotaExceeded
+        | io::ErrorKind::FileTooLarge
+        | io::ErrorKind::TooManyLinks => ApiError::insufficient_storage(text),
         io::ErrorKind::NotADirectory
         | io::ErrorKind::IsADirectory
         | io::ErrorKind::DirectoryNotEmpty
         | io::ErrorKind::InvalidFilename
-        | io::ErrorKind::InvalidInput => ApiError::bad_request(text),
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::Unsupported => ApiError::bad_request(text),
         _ => ApiError::internal(text),
     }
 }

@@ -117,8 +117,15 @@ pub(crate) async fn read_json_up_to<T: DeserializeOwned>(
         .await
         .map_err(|e| ApiError::bad_request(format!("cannot read the body: {e}")))?
         .to_bytes();
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(None);
+    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
+    match first {
+        None => return Ok(None),
+        Some(b'{') => {}
+        // A list would be taken for the fields in their order.
+        Some(_) => {
+            let text = "the body is not what is expected: a JSON object";
+            return Err(ApiError::bad_request(text));
+        }
     }
     serde_json::from_slice(&bytes)
         .map(Some)

@@ -58,6 +58,8 @@ pub(crate) struct Agent {
     pub(crate) requests: Requests,
     /// Commands that go on without their client.
     pub(crate) background: exec::background::Registry,
+    /// Connections made for clients.
+    pub(crate) forwards: Arc<forward::Forwards>,
     /// Whether modules that are loaded in the background are, the network's among them.
     pub(crate) modules_loaded: watch::Sender<bool>,
     /// Told when an agent whose scope is a process shall end.
@@ -79,6 +81,7 @@ impl Agent {
             secrets: Mutex::new(()),
             requests: Requests::default(),
             background: exec::background::Registry::default(),
+            forwards: Arc::default(),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
             tasks: TaskTracker::new(),
@@ -141,6 +144,9 @@ impl Agent {
             }
             "/shell" if method == Method::GET => return exec::shell::handle(&self, request),
             "/forward" if method == Method::GET => return forward::handle(&self, request).await,
+            path if path.starts_with("/forward/") && method == Method::DELETE => {
+                return forward::end(&self, path);
+            }
             "/identity" if method == Method::POST => self.identify(request).await,
             "/requests" if method == Method::GET => return requests::handle(&self),
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,

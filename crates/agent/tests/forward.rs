@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 const TARGET: &str = "X-Inlets-Upstream";
+const EOF: std::io::ErrorKind = std::io::ErrorKind::UnexpectedEof;
 
 /// Answers one connection: with what it was sent, once its sender has ended.
 async fn answer_after_the_end(listener: TcpListener) {
@@ -151,4 +152,31 @@ async fn a_target_that_cannot_be_reached_is_an_error() {
     let nameless = Host::start_nameless().await;
     let (answer, _) = nameless.upgrade("/forward", "tcp", &[(TARGET, &at)]).await;
     assert_eq!(answer.status(), 503);
+}
+
+#[tokio::test]
+async fn a_connection_is_ended_by_its_number() {
+    let host = Host::start().await;
+    let (listener, at) = listen().await;
+    let (answer, io) = host.upgrade("/forward", "tcp", &[(TARGET, &at)]).await;
+    let number = answer.headers()["x-slicer-forward-number"].clone();
+    let number = number.to_str().unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    let mut io = io.unwrap();
+    within(io.shutdown()).await.unwrap();
+    assert_eq!(within(target.read_u8()).await.unwrap_err().kind(), EOF);
+    for _ in 0..2 {
+        // The second time there is nothing to do.
+        let target = format!("/forward/{number}");
+        let answer = host.send("DELETE", &target, "").await;
+        assert_eq!(answer.status(), 200);
+    }
+    let mut nothing = Vec::new();
+    within(io.read_to_end(&mut nothing)).await.unwrap();
+    assert_eq!(nothing, b"");
+    let gone = async { while target.write_all(b"x").await.is_ok() {} };
+    within(gone).await;
+    for path in ["/forward/", "/forward/x", "/forward/-1", "/forward/1/2"] {
+        assert_eq!(host.send("DELETE", path, "").await.status(), 404, "{path}");
+    }
 }

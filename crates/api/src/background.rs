@@ -243,6 +243,7 @@ pub struct KillRequest {
         deserialize_with = "null_default",
         skip_serializing_if = "String::is_empty"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub signal: String,
     /// Between SIGTERM and SIGKILL, milliseconds; 0 is the default. Of no meaning for other
     /// signals.
@@ -251,6 +252,7 @@ pub struct KillRequest {
         deserialize_with = "null_default",
         skip_serializing_if = "is_zero"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub grace_ms: u64,
 }
 

@@ -4,6 +4,7 @@
 //! Two generations of modes are on the wire: `binary` and `tar` write exactly where they are told,
 //! `cp-v1-*` place their source as cp(1) does. Paths are bytes: names in a guest need not be UTF-8.
 
+use crate::exec::flag;
 use crate::{AUTO_ID, ApiError, Excludes};
 use percent_encoding::percent_decode;
 use serde::{Deserialize, Serialize};
@@ -145,22 +146,32 @@ impl CopyIn {
             exclude: q.exclude()?,
             ..Self::new(mode, q.path()?)
         };
+        let source_type = q.text("source_type");
+        if let Some(named) = &source_type
+            && ![SourceType::File, SourceType::Directory]
+                .iter()
+                .any(|t| t.as_str() == named)
+        {
+            return Err(invalid("source_type", named, "file or directory"));
+        }
+        let contents = q.text("copy_contents").unwrap_or_default();
+        let contents =
+            flag("copy_contents", &contents).map_err(|e| ApiError::bad_request(e.to_string()))?;
         if mode.is_v1() {
             let kind = if mode.is_tree() {
                 SourceType::Directory
             } else {
                 SourceType::File
             };
-            if let Some(named) = q.text("source_type")
+            if let Some(named) = source_type
                 && named != kind.as_str()
             {
                 return Err(invalid("source_type", &named, kind.as_str()));
             }
-            copy.copy_contents = match q.text("copy_contents").as_deref() {
-                None | Some("false" | "0") => false,
-                Some("true" | "1") if mode.is_tree() => true,
-                Some(other) => return Err(invalid("copy_contents", other, "true, with a tree")),
-            };
+            if contents && !mode.is_tree() {
+                return Err(invalid("copy_contents", "true", "true with a tree only"));
+            }
+            copy.copy_contents = contents;
             copy.source_name = q.last("source_name").unwrap_or_default().to_vec();
             check_source_name(&copy.source_name, copy.copy_contents)?;
         }

@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 /// Header of `GET /vm/{h}/forward` that says what to dial in the guest, see [`ForwardTarget`].
 pub const UPSTREAM_HEADER: &str = "x-inlets-upstream";
+/// Header by which the agent tells the daemon the number of a connection it made, under which
+/// `DELETE /forward/{number}` ends it. Clients never see it.
+pub const FORWARD_NUMBER_HEADER: &str = "x-slicer-forward-number";
 /// Where a mapping without an address listens: nobody else's machine gets in by accident.
 const LOOPBACK: &str = "127.0.0.1";
 /// Before the path of a socket in a target.
@@ -190,7 +193,8 @@ fn tcp_listen(spec: &str, host: &str, port: &str) -> Result<ForwardListen, Forwa
 
 fn tcp_target(spec: &str, host: &str, port: &str) -> Result<ForwardTarget, ForwardError> {
     let port = spec_port(spec, port)?;
-    if port == 0 || !is_host(host) {
+    // A host of this name would be read as a socket in the guest.
+    if port == 0 || !is_host(host) || UNIX.strip_suffix(':') == Some(host) {
         return Err(ForwardError::Target(quoted(&format!("{host}:{port}"))));
     }
     let host = host.to_owned();
@@ -227,6 +231,13 @@ mod tests {
     fn read(spec: &str) -> (String, String) {
         let f: Forward = spec.parse().unwrap();
         (f.listen.to_string(), f.target.to_string())
+    }
+
+    #[test]
+    fn a_host_cannot_be_taken_for_a_socket() {
+        for spec in ["unix:8", "9:unix:8", "127.0.0.1:9:unix:8", "/x.sock:unix:8"] {
+            assert!(spec.parse::<Forward>().is_err(), "{spec}");
+        }
     }
 
     #[test]

@@ -44,6 +44,7 @@ pub struct MakeDirectory {
     pub path: String,
     /// Make missing parents too, and mind none that exist.
     #[serde(default, deserialize_with = "null_default")]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub recursive: bool,
     /// Permissions in octal; `0755` unless given.
     #[serde(
@@ -51,6 +52,7 @@ pub struct MakeDirectory {
         deserialize_with = "null_default",
         skip_serializing_if = "String::is_empty"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub mode: String,
 }
 

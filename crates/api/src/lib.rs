@@ -36,7 +36,9 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};
 pub use exec::{ExecBuffered, ExecFrame, ExecRequest, FrameType, QueryError, Stdio};
-pub use forward::{Forward, ForwardError, ForwardListen, ForwardTarget, UPSTREAM_HEADER};
+pub use forward::{
+    FORWARD_NUMBER_HEADER, Forward, ForwardError, ForwardListen, ForwardTarget, UPSTREAM_HEADER,
+};
 pub use fs::{
     DEFAULT_DEBOUNCE, FsEntry, FsKind, FsQuery, MakeDirectory, WatchEvent, WatchKind, WatchRequest,
 };
@@ -92,4 +94,32 @@ where
     T: Default + serde::Deserialize<'de>,
 {
     Ok(<Option<T> as serde::Deserialize>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Deserializes an object or nothing. Without it a list would do as well, taken for the fields in
+/// their order.
+pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::Deserialize<'de>,
+{
+    struct Object<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: serde::Deserialize<'de>> serde::de::Visitor<'de> for Object<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Some)
+        }
+    }
+
+    deserializer.deserialize_any(Object(std::marker::PhantomData))
 }

@@ -182,6 +182,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u32",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub cpus: u32,
     /// Memory in bytes; 0 or absent is the group's default, which also is the maximum.
     #[serde(
@@ -189,6 +190,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u64",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ram_bytes: u64,
     /// GPUs; none can be served.
     #[serde(
@@ -196,6 +198,7 @@ pub struct CreateNode {
         skip_serializing_if = "is_zero_u32",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub gpu_count: u32,
     /// Whether disk and record survive a stop; ephemeral unless asked.
     #[serde(
@@ -203,6 +206,7 @@ pub struct CreateNode {
         skip_serializing_if = "std::ops::Not::not",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub persistent: bool,
     /// A disk to use in place of the group's image; not supported.
     #[serde(
@@ -210,6 +214,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub disk_image: String,
     /// A GitHub user whose public keys are let in.
     #[serde(
@@ -218,6 +223,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub import_user: String,
     /// Public keys to let in.
     #[serde(
@@ -225,6 +231,7 @@ pub struct CreateNode {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ssh_keys: Vec<String>,
     /// A script run once, as root, at the end of the first boot.
     #[serde(
@@ -232,6 +239,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub userdata: String,
     /// A fixed address inside the group's network.
     #[serde(
@@ -239,6 +247,7 @@ pub struct CreateNode {
         skip_serializing_if = "String::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub ip: String,
     /// Tags.
     #[serde(
@@ -246,12 +255,17 @@ pub struct CreateNode {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_default"
     )]
+    #[cfg_attr(feature = "openapi", schema(nullable))]
     pub tags: Vec<String>,
     /// The secrets this VM may see; absent is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<String>>,
     /// Policy in place of the group's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::object"
+    )]
     pub network: Option<NetworkPolicy>,
 }
 

@@ -7,7 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 /// A reliable, ordered, flow-controlled stream. Shutting down the writing side leaves the reading
-/// side open; dropping the stream resets it.
+/// side open. Dropping the stream resets it, unless its writing side was shut down: then the peer
+/// learns nothing, and is blocked once it has used up its credit.
 pub struct ChannelStream(Compat<yamux::Stream>);
 
 impl ChannelStream {

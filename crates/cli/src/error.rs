@@ -16,6 +16,8 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const TIMED_OUT: u8 = 124;
 /// Exit code of an interrupt, as a shell reports SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
+/// Exit code of a request to end, as a shell reports SIGTERM.
+pub(crate) const TERMINATED: u8 = 143;
 /// Exit code when nobody reads the output any more, as a shell reports SIGPIPE.
 const BROKEN_PIPE: u8 = 141;
 

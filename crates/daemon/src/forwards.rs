@@ -1,6 +1,6 @@
 //! What of a VM the configuration makes reachable on the host.
 
-use crate::guest;
+use crate::forwarded::{self, Forwarded};
 use crate::server::reachable;
 use crate::vm::{Phase, VmHandle};
 use slicer_api::{ApiError, Forward, ForwardListen, ForwardTarget, NodeForward};
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 /// Time between two attempts to listen where somebody else does.
@@ -56,7 +57,8 @@ pub(crate) fn mappings(forwards: &[Forward], root: &Path) -> Mappings {
 
 /// Keeps a VM's mappings up until the VM is no more, whether it runs or not: a connection while
 /// there is nothing to connect to is closed. Where somebody else listens, it waits for its turn.
-pub(crate) async fn keep_up(vm: VmHandle) {
+/// `tasks` are the daemon's.
+pub(crate) async fn keep_up(vm: VmHandle, tasks: TaskTracker) {
     let mut view = vm.view.clone();
     let gone = async move {
         // An error means that its actor has ended.
@@ -64,7 +66,7 @@ pub(crate) async fn keep_up(vm: VmHandle) {
     };
     let mut listening = tokio::task::JoinSet::new();
     for mapping in vm.forwards.iter() {
-        listening.spawn(keep_one(vm.clone(), mapping.clone()));
+        listening.spawn(keep_one(vm.clone(), mapping.clone(), tasks.clone()));
     }
     tokio::select! {
         () = gone => {}
@@ -73,7 +75,7 @@ pub(crate) async fn keep_up(vm: VmHandle) {
     listening.shutdown().await;
 }
 
-async fn keep_one(vm: VmHandle, mapping: Arc<Mapping>) {
+async fn keep_one(vm: VmHandle, mapping: Arc<Mapping>, tasks: TaskTracker) {
     let name = &vm.record.hostname;
     let mut told = false;
     loop {
@@ -86,8 +88,8 @@ async fn keep_one(vm: VmHandle, mapping: Arc<Mapping>) {
                     );
                     mapping.listens.send_replace(Some(forward.listen.clone()));
                 }
-                let served = vm.clone();
-                let dial = move |target: ForwardTarget| dial(served.clone(), target);
+                let (served, tasks) = (vm.clone(), tasks.clone());
+                let dial = move |target: ForwardTarget| dial(served.clone(), target, tasks.clone());
                 let name = name.clone();
                 let failed = move |target: &ForwardTarget, e: ApiError| {
                     debug!("{name}: nothing to forward to at {target}: {e}");
@@ -106,8 +108,12 @@ async fn keep_one(vm: VmHandle, mapping: Arc<Mapping>) {
     }
 }
 
-async fn dial(vm: VmHandle, target: ForwardTarget) -> Result<guest::Forwarded, ApiError> {
+async fn dial(
+    vm: VmHandle,
+    target: ForwardTarget,
+    tasks: TaskTracker,
+) -> Result<Forwarded, ApiError> {
     let machine = reachable(&vm)?;
-    let forwarded = guest::forward(&*machine, &target).await;
+    let forwarded = forwarded::forward(machine, &target, tasks).await;
     forwarded.map_err(|e| e.to_api(&vm.record.hostname))
 }

@@ -4,19 +4,16 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use slicer_api::{
-    ApiError, ForwardTarget, GuestRequest, GuestSecrets, Health, Identity, ShutdownAction,
-    ShutdownRequest, StatsSnapshot, UPSTREAM_HEADER,
+    ApiError, GuestRequest, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
+    StatsSnapshot,
 };
 use slicer_machine::{Machine, MachineError};
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Longest answer that is read whole.
@@ -25,7 +22,7 @@ const MAX_ANSWER: usize = 1 << 20;
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(1);
 /// Whoever watches many VMs shall not wait for a busy one.
 const STATS_TIME: Duration = Duration::from_secs(2);
-const ASK_TIME: Duration = Duration::from_secs(10);
+pub(crate) const ASK_TIME: Duration = Duration::from_secs(10);
 /// An identity waits for the driver of the network card.
 const IDENTIFY_TIME: Duration = Duration::from_secs(90);
 
@@ -94,71 +91,8 @@ pub(crate) async fn send(
     }))
 }
 
-/// A connection that was made in a guest.
-pub(crate) struct Forwarded {
-    io: TokioIo<Upgraded>,
-    /// It is what keeps the stream to the agent.
-    _body: GuestBody,
-}
-
-impl AsyncRead for Forwarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Forwarded {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// Has the agent connect to something in its guest.
-pub(crate) async fn forward(
-    machine: &dyn Machine,
-    target: &ForwardTarget,
-) -> Result<Forwarded, GuestError> {
-    let request = Request::builder()
-        .uri("/forward")
-        .header(header::HOST, "agent")
-        .header(header::CONNECTION, "upgrade")
-        .header(header::UPGRADE, "tcp")
-        .header(UPSTREAM_HEADER, target.to_string())
-        .body(Body::empty())
-        .map_err(|e| GuestError::Refused(StatusCode::BAD_REQUEST, e.to_string()))?;
-    let dialled = async {
-        let mut response = send(machine, request).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let (head, body) = response.into_parts();
-            return Err(refused(head.status, body).await);
-        }
-        let io = TokioIo::new(hyper::upgrade::on(&mut response).await?);
-        Ok(Forwarded {
-            io,
-            _body: response.into_body(),
-        })
-    };
-    within(ASK_TIME, dialled).await
-}
-
 /// What the agent says who refuses.
-async fn refused(status: StatusCode, body: GuestBody) -> GuestError {
+pub(crate) async fn refused(status: StatusCode, body: GuestBody) -> GuestError {
     let read = Limited::new(body, MAX_ANSWER).collect().await;
     let bytes = read
         .map(http_body_util::Collected::to_bytes)
@@ -171,7 +105,7 @@ async fn refused(status: StatusCode, body: GuestBody) -> GuestError {
 }
 
 /// Asks for something small.
-async fn ask(
+pub(crate) async fn ask(
     machine: &dyn Machine,
     method: Method,
     path: &str,
@@ -196,7 +130,7 @@ async fn ask(
         .unwrap_or_default())
 }
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     time: Duration,
     work: impl Future<Output = Result<T, GuestError>>,
 ) -> Result<T, GuestError> {

@@ -8,6 +8,7 @@ pub mod config;
 mod console;
 mod error;
 mod files;
+mod forwarded;
 mod forwards;
 mod github;
 mod guest;

@@ -216,7 +216,8 @@ impl Supervisor {
         );
         self.shared.vms().insert(name, handle.clone());
         self.tasks.spawn(actor);
-        self.tasks.spawn(forwards::keep_up(handle.clone()));
+        let kept = forwards::keep_up(handle.clone(), self.tasks.clone());
+        self.tasks.spawn(kept);
         handle
     }
 
@@ -398,7 +399,8 @@ impl Supervisor {
             .await
             .unwrap_or(Err(DaemonError::Internal("writing a record")));
         saved.map_err(|e| e.to_api())?;
-        self.tasks.spawn(forwards::keep_up(handle.clone()));
+        let kept = forwards::keep_up(handle.clone(), self.tasks.clone());
+        self.tasks.spawn(kept);
         Ok(handle)
     }
 
@@ -419,6 +421,11 @@ impl Supervisor {
     /// Runs what serves a client beyond its request. It ends by itself with the VM it is about.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(work);
+    }
+
+    /// What runs beyond requests, to add to.
+    pub(crate) fn tasks(&self) -> TaskTracker {
+        self.tasks.clone()
     }
 
     /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.

@@ -2,9 +2,14 @@
 //! way the caller has. The command and the daemon share it.
 #![forbid(unsafe_code)]
 
+mod splice;
+
+pub use splice::{keep_alive, splice};
+
 use slicer_api::{Forward, ForwardListen, ForwardTarget};
 use std::fs::{DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 };
@@ -15,8 +20,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-/// What is read ahead of a connection, in each direction, bytes.
-const AHEAD: usize = 64 << 10;
 /// Connections of one mapping at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 512;
 /// What an accept waits that failed, as it does without free descriptors.
@@ -29,6 +32,10 @@ const FAREWELL_BYTES: u64 = 1 << 20;
 /// Both directions of a forwarded connection.
 pub trait ForwardStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ForwardStream for T {}
+
+/// A client's socket.
+trait Local: ForwardStream + AsFd {}
+impl<T: ForwardStream + AsFd> Local for T {}
 
 /// A listener that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -135,13 +142,7 @@ impl Forwarder {
                         match dial(target.clone()).await {
                             Ok(mut remote) => {
                                 // How it ended is known to both ends.
-                                let _ = tokio::io::copy_bidirectional_with_sizes(
-                                    &mut local,
-                                    &mut remote,
-                                    AHEAD,
-                                    AHEAD,
-                                )
-                                .await;
+                                let _ = splice(&mut local, &mut remote).await;
                             }
                             Err(e) => {
                                 failed(&target, e);
@@ -157,11 +158,12 @@ impl Forwarder {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<Box<dyn ForwardStream>> {
+    async fn accept(&self) -> io::Result<Box<dyn Local>> {
         Ok(match self {
             Self::Tcp(listener) => {
                 let stream: TcpStream = listener.accept().await?.0;
                 stream.set_nodelay(true)?;
+                keep_alive(&stream)?;
                 Box::new(stream)
             }
             Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
@@ -171,7 +173,7 @@ impl Listener {
 
 /// Ends a connection that leads nowhere. What was sent on it is read, or the system would tell its
 /// sender of a broken connection in place of a closed one.
-async fn close(mut local: Box<dyn ForwardStream>) {
+async fn close(mut local: Box<dyn Local>) {
     let farewell = async {
         local.shutdown().await?;
         let mut unread = (&mut local).take(FAREWELL_BYTES);

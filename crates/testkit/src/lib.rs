@@ -29,7 +29,7 @@ pub use process::{alive, children_of, processes_of, send_signal};
 pub use raw::{Answer, RawClient};
 pub use registry::{Layer, Proxy, Registry};
 pub use rustix::process::Signal;
-pub use setup::{Group, SBOX, SLICER, Setup};
+pub use setup::{Group, SBOX, SLICER, Setup, free_port};
 pub use wait::{soon, wait_until};
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What a daemon under test is configured with.
 
 use std::fmt::Write;
+use std::net::TcpListener;
 
 /// A host group of a test.
 #[derive(Debug, Clone)]
@@ -93,4 +94,10 @@ impl Setup {
         let _ = write!(text, "  api:\n    socket: ./slicer.sock\n{}", self.api);
         text
     }
+}
+
+/// A port of the loopback address where nobody listens.
+pub fn free_port() -> u16 {
+    let bound = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    bound.unwrap().port()
 }

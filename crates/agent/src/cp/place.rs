@@ -79,21 +79,9 @@ pub(super) fn failed(action: &str, path: &Path, e: &io::Error) -> ApiError {
 /// What an extraction's error means for the client.
 pub(super) fn tree_error(e: &TreeError) -> ApiError {
     let text = e.to_string();
-    match e.io().map(io::Error::kind) {
-        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-            ApiError::insufficient_storage(text)
-        }
-        Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-            ApiError::forbidden(text)
-        }
-        Some(
-            io::ErrorKind::NotADirectory
-            | io::ErrorKind::IsADirectory
-            | io::ErrorKind::DirectoryNotEmpty
-            | io::ErrorKind::InvalidFilename,
-        )
-        | None => ApiError::bad_request(text),
-        Some(_) => ApiError::internal(text),
+    match e.io() {
+        Some(e) => crate::fs::refused(text, e),
+        None => ApiError::bad_request(text),
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use slicer_channel::{Mux, wire};
 use std::process::ExitStatus;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -205,6 +205,16 @@ impl Host {
         // What was sent is there before the stream ends.
         tokio::time::sleep(Duration::from_millis(100)).await;
         within(stream.shutdown()).await.unwrap();
+    }
+
+    /// Sends bytes and nothing more; gives back all that comes until the agent closes.
+    pub(crate) async fn raw(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut stream = within(self.mux.open()).await.unwrap();
+        within(stream.write_all(bytes)).await.unwrap();
+        within(stream.shutdown()).await.unwrap();
+        let mut answer = Vec::new();
+        within(stream.read_to_end(&mut answer)).await.unwrap();
+        answer
     }
 
     /// Sends an exec whose stdin stays open until the sender is dropped.

@@ -1,18 +1,19 @@
 //! `slicer vm cp`.
 
 use crate::connection::Connection;
-use crate::error::CliError;
+use crate::error::{CliError, TERMINATED};
 use crate::output;
 use clap::{Args, ValueEnum};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use indicatif::{ProgressBar, ProgressStyle};
 use slicer_api::{AUTO_ID, CopyIn, CopyMode, CopyOut, Excludes};
-use slicer_client::{Copied, LocalFilter, Progress};
+use slicer_client::{Client, Copied, LocalFilter, Progress};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The file in a directory that says what of it isn't copied.
 const IGNORE_FILE: &str = ".slicerignore";
@@ -89,6 +90,30 @@ impl Cp {
         let excludes = Excludes::new(self.exclude.iter().map(String::as_str))
             .map_err(|e| CliError::Usage(format!("--exclude: {e}")))?;
         let (bar, progress) = bar();
+        let mut terminated = signal(SignalKind::terminate()).map_err(CliError::Terminal)?;
+        let mut hung_up = signal(SignalKind::hangup()).map_err(CliError::Terminal)?;
+        let copied = tokio::select! {
+            copied = self.copy(&client, excludes, progress) => copied?,
+            // What is unfinished goes with the copy.
+            _ = terminated.recv() => return Ok(TERMINATED),
+            _ = hung_up.recv() => return Ok(TERMINATED),
+        };
+        bar.finish_and_clear();
+        if copied.skipped > 0 {
+            output::hint(&format!(
+                "{} links or special files were left out",
+                copied.skipped
+            ));
+        }
+        Ok(0)
+    }
+
+    async fn copy(
+        &self,
+        client: &Client,
+        excludes: Excludes,
+        progress: Progress,
+    ) -> Result<Copied, CliError> {
         let find = async |vm: &str| {
             client
                 .with_vm(vm, async |h| Ok(client.node(h).await?.node.hostname))
@@ -131,12 +156,7 @@ impl Cp {
                 return Err(CliError::Usage(text.to_owned()));
             }
         };
-        bar.finish_and_clear();
-        let Copied { skipped, .. } = copied?;
-        if skipped > 0 {
-            output::hint(&format!("{skipped} links or special files were left out"));
-        }
-        Ok(0)
+        Ok(copied?)
     }
 
     fn check_mode(&self, from: &Path) -> Result<(), CliError> {

@@ -1,7 +1,7 @@
 //! `slicer vm shell`.
 
 use crate::connection::Connection;
-use crate::error::CliError;
+use crate::error::{CliError, TERMINATED};
 use crate::output;
 use crate::terminal::{self, RawMode};
 use clap::Args;
@@ -21,8 +21,6 @@ const END: u8 = 0x04;
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Bytes of input sent at once.
 const READ_SIZE: usize = 16 << 10;
-/// Exit code after SIGTERM, as a shell reports it.
-const TERMINATED: u8 = 143;
 
 /// Open an interactive shell in a VM and exit with its exit code
 ///

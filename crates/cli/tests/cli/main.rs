@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 mod bg;
+mod cp;
 mod docker;
 mod exec;
 mod process;

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,8 +137,9 @@ async fn accept(socket: Arc<Socket>, auth: bool, server: Server, mut stop: watch
     while connections.join_next().await.is_some() {}
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// A client's socket.
+pub(super) trait Stream: AsyncRead + AsyncWrite + AsFd + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + AsFd + Send + Unpin> Stream for T {}
 
 impl Socket {
     async fn accept(&self) -> io::Result<Box<dyn Stream>> {
@@ -147,6 +149,7 @@ impl Socket {
                 let stream = listener.accept().await?.0;
                 // Frames of an exec are small and wanted at once.
                 stream.set_nodelay(true)?;
+                slicer_forward::keep_alive(&stream)?;
                 Ok(Box::new(stream))
             }
         }

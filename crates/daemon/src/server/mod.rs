@@ -125,16 +125,21 @@ impl Server {
     }
 }
 
-/// The Go client of SlicerVM puts the query of one call into the path, escaped: what follows an
-/// escaped question mark is query.
+/// The Go client of SlicerVM puts the query of a list of VMs into the path, escaped: there, what
+/// follows an escaped question mark is query. Elsewhere it is part of a name.
 fn split_escaped_query(uri: &Uri) -> Option<Uri> {
     let path = uri.path();
     let at = path.find("%3F").or_else(|| path.find("%3f"))?;
+    let list = &path[..at];
+    let of_group = list.starts_with("/hostgroup/") && list.ends_with("/nodes");
+    if !of_group && list != "/nodes" {
+        return None;
+    }
     let query = percent_encoding::percent_decode_str(&path[at + 3..])
         .decode_utf8()
         .ok()?;
     let more = uri.query().map(|q| format!("&{q}")).unwrap_or_default();
-    format!("{}?{query}{more}", &path[..at]).parse().ok()
+    format!("{list}?{query}{more}").parse().ok()
 }
 
 async fn unknown(request: Request<Body>) -> Response<Body> {
@@ -172,6 +177,7 @@ mod tests {
         );
         assert_eq!(split("/nodes%3fa=b?c=d").as_deref(), Some("/nodes?a=b&c=d"));
         assert_eq!(split("/nodes?tag=%3F"), None);
+        assert_eq!(split("/vm/a%3Fb/exec?cmd=true"), None);
         // What makes no URI is left alone, and so not found.
         assert_eq!(split("/nodes%3Fa%20b"), None);
     }

@@ -2,7 +2,9 @@
 //! are.
 
 use super::answer::Failure;
+use super::listen::Stream;
 use super::vm::reachable;
+use crate::forwarded::Forwarded;
 use crate::guest;
 use crate::supervisor::Supervisor;
 use axum::body::Body;
@@ -12,13 +14,15 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use slicer_api::ApiError;
+use slicer_api::{ApiError, FORWARD_NUMBER_HEADER};
+use std::io;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt as _;
 use tracing::debug;
 
-/// Headers that belong to one connection (RFC 9110, 7.6.1), and the client's token, which is none
-/// of the guest's business.
-const NOT_PASSED: [HeaderName; 7] = [
+/// Headers that belong to one connection (RFC 9110, 7.6.1), the client's token, which is none of
+/// the guest's business, and what the agent tells the daemon alone.
+const NOT_PASSED: [HeaderName; 8] = [
     header::AUTHORIZATION,
     header::CONNECTION,
     header::HOST,
@@ -26,9 +30,8 @@ const NOT_PASSED: [HeaderName; 7] = [
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    HeaderName::from_static(FORWARD_NUMBER_HEADER),
 ];
-/// What is read ahead of an upgraded connection, in each direction, bytes.
-const AHEAD: usize = 64 << 10;
 
 /// Removes what is not passed on; `upgrade` is the protocol both ends change to, if they do.
 fn strip(headers: &mut HeaderMap, upgrade: Option<&HeaderValue>) {
@@ -106,31 +109,29 @@ pub(super) async fn proxy(
         let text = format!("the agent of VM {name} changed protocols unasked");
         return Failure(ApiError::internal(text)).into_response();
     };
-    let agent = hyper::upgrade::on(&mut response);
-    strip(response.headers_mut(), Some(&agreed));
-    let (head, body) = response.into_parts();
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = response.status();
+    *answer.headers_mut() = response.headers().clone();
+    strip(answer.headers_mut(), Some(&agreed));
+    let agent = match Forwarded::new(response, machine, supervisor.tasks()).await {
+        Ok(agent) => agent,
+        Err(e) => return Failure(e.to_api(&name)).into_response(),
+    };
     supervisor.spawn(async move {
-        splice(&name, client, agent).await;
-        // It is what keeps the agent's connection, empty though it is.
-        drop(body);
+        if let Err(e) = pass(client, agent).await {
+            debug!("{name}: an upgraded connection broke: {e}");
+        }
     });
-    Response::from_parts(head, Body::empty())
+    answer
 }
 
-/// Passes the bytes of an upgraded connection both ways until both have ended, or one breaks. The
-/// end of one direction is passed on, while the other goes on.
-async fn splice(vm: &str, client: OnUpgrade, agent: OnUpgrade) {
-    let (client, agent) = match tokio::try_join!(client, agent) {
-        Ok(both) => both,
-        Err(e) => {
-            debug!("{vm}: an upgrade failed: {e}");
-            return;
-        }
-    };
-    let (mut client, mut agent) = (TokioIo::new(client), TokioIo::new(agent));
-    let copied =
-        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut agent, AHEAD, AHEAD).await;
-    if let Err(e) = copied {
-        debug!("{vm}: an upgraded connection broke: {e}");
-    }
+/// Passes the bytes of an upgraded connection both ways.
+async fn pass(client: OnUpgrade, mut agent: Forwarded) -> io::Result<()> {
+    let client = client.await.map_err(io::Error::other)?;
+    // The very socket, which tells when the client has gone.
+    let client = client.downcast::<TokioIo<Box<dyn Stream>>>();
+    let client = client.map_err(|_| io::Error::other("it is none of the API's sockets"))?;
+    // What the client has sent behind its request already.
+    agent.write_all(&client.read_buf).await?;
+    slicer_forward::splice(&mut client.io.into_inner(), &mut agent).await
 }

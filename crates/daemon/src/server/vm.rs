@@ -99,7 +99,7 @@ pub(super) async fn logs(
         .last()
         .map(|(_, value)| value.into_owned());
     let lines = match asked.as_deref() {
-        None => DEFAULT_LINES,
+        None | Some("") => DEFAULT_LINES,
         Some(text) => text.parse().map_err(|_| {
             ApiError::bad_request(format!("invalid lines {text:?}: expected 0 or more"))
         })?,
@@ -164,17 +164,16 @@ pub(super) async fn shutdown(
         .filter(|(key, _)| key == "action")
         .last()
         .map(|(_, value)| value.into_owned());
+    // Read whether it decides or not: what is no request is none.
+    let body = json::<ShutdownRequest>(body).await?;
     let action = match asked.as_deref() {
         Some("shutdown") => ShutdownAction::Shutdown,
         Some("reboot") => ShutdownAction::Reboot,
+        None | Some("") => body.action.unwrap_or_default(),
         Some(text) => {
             let text = format!("invalid action {text:?}: use shutdown or reboot");
             return Err(ApiError::bad_request(text).into());
         }
-        None => json::<ShutdownRequest>(body)
-            .await?
-            .action
-            .unwrap_or_default(),
     };
     vm.shutdown(action).await?;
     Ok("shutdown requested\n")

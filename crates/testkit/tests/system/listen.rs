@@ -4,7 +4,7 @@ use crate::tests;
 use hyper::Method;
 use libtest_mimic::Trial;
 use slicer_api::Endpoint;
-use slicer_testkit::{RawClient, SBOX, Setup, TestDaemon, run_daemon, soon};
+use slicer_testkit::{RawClient, SBOX, Setup, TestDaemon, free_port, run_daemon, soon};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -15,14 +15,6 @@ use std::time::Duration;
 pub(crate) fn trials() -> Vec<Trial> {
     tests!("listen": tcp_asks_for_the_token, a_generated_token, a_second_daemon, a_port_in_use,
         configurations_that_cannot_be, an_image_that_is_not_there, a_full_disk)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 fn tcp(port: u16) -> RawClient {

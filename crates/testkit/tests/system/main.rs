@@ -6,6 +6,7 @@
 
 mod agent;
 mod background;
+mod contract;
 mod cp;
 mod crash;
 mod docker;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let trials = [
         docker::trials(),
         tour::trials(&tour),
+        contract::trials(),
         exec::trials(&tour),
         background::trials(&tour),
         fs::trials(&tour),
