@@ -1,6 +1,7 @@
 //! A stream on the channel, as tokio sees it.
 
-use std::io;
+use crate::wire::FRAME_PAYLOAD;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -39,6 +40,30 @@ impl AsyncWrite for ChannelStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let filled = || bufs.iter().map(|b| &**b).filter(|b| !b.is_empty());
+        let first = filled().next().unwrap_or_default();
+        let total: usize = filled().map(<[u8]>::len).sum();
+        if first.len() >= total.min(FRAME_PAYLOAD) {
+            return self.poll_write(cx, first);
+        }
+        // A frame costs more than a copy of the little that goes into it.
+        let mut frame = Vec::with_capacity(total.min(FRAME_PAYLOAD));
+        for buf in filled() {
+            let room = FRAME_PAYLOAD - frame.len();
+            frame.extend_from_slice(&buf[..buf.len().min(room)]);
+        }
+        self.poll_write(cx, &frame)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
