@@ -19,6 +19,7 @@
 //! streams of before are dropped and a new session starts.
 #![forbid(unsafe_code)]
 
+mod find;
 mod guest;
 mod host;
 mod scan;
