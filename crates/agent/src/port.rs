@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::time::Timespec;
 use std::fs;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -22,6 +22,11 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// The name the host gives to the agent's port.
 const NAME: &str = "slicer.agent";
+
+/// The driver takes what the host sends page by page and reads at most one of them at a time, so
+/// several are asked for at once.
+const PAGE: usize = 4096;
+const PARTS: usize = 16;
 
 /// The port's device, if the kernel knows it by name already.
 pub(crate) fn find() -> Option<PathBuf> {
@@ -86,8 +91,14 @@ impl AsyncRead for Port {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            let read =
-                guard.try_io(|port| Ok(rustix::io::read(port.as_fd(), buf.initialize_unfilled())?));
+            let read = guard.try_io(|port| {
+                let mut parts: [_; PARTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+                let pages = buf.initialize_unfilled().chunks_mut(PAGE);
+                for (part, page) in parts.iter_mut().zip(pages) {
+                    *part = IoSliceMut::new(page);
+                }
+                Ok(rustix::io::readv(port.as_fd(), &mut parts)?)
+            });
             match read {
                 Ok(Ok(n)) => {
                     buf.advance(n);

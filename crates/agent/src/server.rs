@@ -22,7 +22,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
@@ -64,6 +64,8 @@ pub(crate) struct Agent {
     pub(crate) modules_loaded: watch::Sender<bool>,
     /// Told when an agent whose scope is a process shall end.
     pub(crate) end: Notify,
+    /// Copies that may take more memory than others.
+    pub(crate) large_copies: Arc<Semaphore>,
     /// Everything that runs on behalf of a client.
     pub(crate) tasks: TaskTracker,
 }
@@ -84,6 +86,7 @@ impl Agent {
             forwards: Arc::default(),
             modules_loaded: watch::Sender::new(false),
             end: Notify::new(),
+            large_copies: Arc::new(Semaphore::new(cp::LARGE)),
             tasks: TaskTracker::new(),
         })
     }

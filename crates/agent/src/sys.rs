@@ -1,7 +1,7 @@
 //! The system calls no safe wrapper exists for. Nothing else in this crate is unsafe.
 #![expect(
     unsafe_code,
-    reason = "thin wrappers around fork, pre_exec and ioctls without safe wrappers"
+    reason = "thin wrappers around fork, pre_exec, mallopt and ioctls without safe wrappers"
 )]
 
 use std::io;
@@ -39,6 +39,24 @@ pub(crate) fn fork() -> io::Result<Fork> {
         Some(pid) => Ok(Fork::Parent(pid)),
     }
 }
+
+/// Keeps a few MiB that were freed for the next who needs memory. By default they go back to the
+/// system at once, and while something is copied they come from there again and again, which costs
+/// a page fault for each page.
+#[cfg(target_env = "gnu")]
+pub(crate) fn keep_freed_memory() {
+    const KEPT: libc::c_int = 4 << 20;
+    const OWN_MAPPING: libc::c_int = 512 << 10;
+    // SAFETY: the call sets numbers of the allocator, and takes any value.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MAPPING);
+    }
+}
+
+/// Other allocators have their own ways.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn keep_freed_memory() {}
 
 /// Has `hook` run in the child between fork and exec, which then hands on no descriptors but
 /// standard input, output and error. The hook's error fails the spawn with the same number.

@@ -4,7 +4,7 @@ use crate::error::{AgentError, io_error};
 use crate::init::{GuestInit, mount_modules};
 use crate::modules::{self, ModuleList};
 use crate::server::{Agent, Scope};
-use crate::{log, port, ready, requests, units};
+use crate::{log, port, ready, requests, sys, units};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +30,7 @@ fn runtime() -> Result<Runtime, AgentError> {
 
 /// The worker of a guest. Ends only when it can't work at all.
 pub(crate) fn run(init: GuestInit) -> ExitCode {
+    sys::keep_freed_memory();
     let result = runtime().and_then(|runtime| {
         let agent = Agent::new(Scope::Guest(init));
         runtime.block_on(serve_guest(&agent, init))

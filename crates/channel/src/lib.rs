@@ -19,6 +19,7 @@
 //! streams of before are dropped and a new session starts.
 #![forbid(unsafe_code)]
 
+mod find;
 mod guest;
 mod host;
 mod scan;
@@ -60,12 +61,15 @@ pub enum ChannelError {
 /// Streams one channel carries at most.
 pub const MAX_STREAMS: usize = 512;
 
-/// The yamux settings both sides use. Each stream may have 256 KiB under way; windows grow for
-/// busy streams, within this many bytes for all of them together.
+/// Bytes by which the windows of busy streams may grow, all of them together.
+const GROWTH: usize = 4 << 20;
+
+/// The yamux settings both sides use. Each stream may have 256 KiB under way, and busy ones more.
 fn yamux_config() -> yamux::Config {
     let mut config = yamux::Config::default();
     config.set_max_num_streams(MAX_STREAMS);
-    config.set_max_connection_receive_window(Some(MAX_STREAMS * yamux::DEFAULT_CREDIT as usize));
+    let window = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize + GROWTH;
+    config.set_max_connection_receive_window(Some(window));
     config.set_split_send_size(wire::FRAME_PAYLOAD);
     config
 }

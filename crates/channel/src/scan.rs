@@ -1,15 +1,14 @@
 //! Looking for triggers below yamux.
 
 use crate::ChannelError;
-use crate::wire::{HELLO_LEN, TRIGGER_LEN, Trigger};
+use crate::find::Finder;
+use crate::wire::{HELLO_LEN, TRIGGER_LEN, Trigger, WRITE_LIMIT};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 
 const READ_CHUNK: usize = 64 * 1024;
-/// One frame, header and payload, leaves in one write.
-const WRITE_BUFFER: usize = crate::wire::FRAME_PAYLOAD + 64;
 
 /// A pipe that watches what it reads for a trigger. Once one is seen, reading fails until
 /// [`Scanner::take_hello`] has taken what follows it.
@@ -18,7 +17,7 @@ pub(crate) struct Scanner<T> {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
-    watch: Option<Trigger>,
+    watch: Option<Finder>,
     /// The last bytes handed on, for a trigger that spans two reads.
     tail: Vec<u8>,
     triggered: bool,
@@ -27,7 +26,8 @@ pub(crate) struct Scanner<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> Scanner<T> {
     pub(crate) fn new(io: T) -> Self {
         Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER, io),
+            // One frame, header and payload, leaves in one write.
+            io: BufWriter::with_capacity(WRITE_LIMIT, io),
             buf: vec![0; READ_CHUNK].into(),
             start: 0,
             end: 0,
@@ -39,7 +39,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Scanner<T> {
 
     /// From now on, reading fails where this trigger is found.
     pub(crate) fn watch_for(&mut self, trigger: Trigger) {
-        self.watch = Some(trigger);
+        self.watch = Some(Finder::new(trigger));
         self.tail.clear();
     }
 
@@ -99,7 +99,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Scanner<T> {
     /// Looks for the trigger in the bytes just read, `buf[start..end]`. When it is there, nothing
     /// up to its end is handed on.
     fn scan(&mut self) -> bool {
-        let Some(Trigger(trigger)) = self.watch else {
+        let Some(trigger) = &self.watch else {
             return false;
         };
         let fresh = &self.buf[self.start..self.end];
@@ -107,13 +107,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Scanner<T> {
         let kept = self.tail.len();
         self.tail
             .extend_from_slice(&fresh[..fresh.len().min(TRIGGER_LEN - 1)]);
-        if let Some(at) = memchr::memmem::find(&self.tail, &trigger)
+        if let Some(at) = trigger.find(&self.tail)
             && at + TRIGGER_LEN > kept
         {
             self.start += at + TRIGGER_LEN - kept;
             return true;
         }
-        if let Some(at) = memchr::memmem::find(fresh, &trigger) {
+        if let Some(at) = trigger.find(fresh) {
             self.start += at + TRIGGER_LEN;
             return true;
         }
@@ -238,7 +238,7 @@ mod tests {
             data in proptest::collection::vec(prop_oneof![Just(7u8), 0u8..3], 0..200),
             cut in 1usize..40,
         ) {
-            prop_assume!(memchr::memmem::find(&data, &SECRET.0).is_none());
+            prop_assume!(!data.windows(TRIGGER_LEN).any(|w| w == SECRET.0));
             let pieces = data.chunks(cut).map(<[u8]>::to_vec).collect();
             prop_assert_eq!(run(feed(pieces)), (data, None));
         }

@@ -11,8 +11,12 @@ pub const HELLO_LEN: usize = TRIGGER_LEN + 4 + TRIGGER_LEN;
 /// Version of the handshake and of what follows it.
 pub const VERSION: u32 = 1;
 
-/// Largest payload of one frame: fits, with its header, the pipe's write buffer.
-pub(crate) const FRAME_PAYLOAD: usize = 32 * 1024;
+/// Bytes that a guest's virtio-serial driver takes in one write. More is a second write, which costs
+/// as much as the first.
+pub(crate) const WRITE_LIMIT: usize = 32 * 1024;
+
+/// Largest payload of one frame: fills, with yamux's header, one write.
+pub(crate) const FRAME_PAYLOAD: usize = WRITE_LIMIT - 12;
 
 /// The trigger a guest that has had no session waits for.
 pub const HELLO: Trigger = Trigger(*b"\xf1slicer-hello-1\xf2");

@@ -3,22 +3,22 @@
 
 use crate::chunked;
 use crate::client::{Call, vm_path};
-use crate::conn::{Connection, RequestBody};
+use crate::conn::RequestBody;
 use crate::{Client, ClientError};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{HeaderMap, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::Incoming;
 use slicer_api::{
     CopyIn, CopyMode, CopyOut, FILE_MODE_HEADER, Found, OCTETS, Placement, PlacementError,
     SOURCE_NAME_HEADER, SOURCE_TYPE_HEADER, TAR, UNPACKED_SIZE_HEADER, is_plain_name, place,
 };
 use slicer_tree::{
-    Abandoned, Dir, ExtractOptions, Extractor, Filter, Measured, NewFile, Packer, TreeError, Worker,
+    Abandoned, Buffer, Buffers, Dir, ExtractOptions, Extractor, Filter, Intake, Measured, NewFile,
+    Packer, TreeError,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -29,10 +29,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Bytes read at once.
-const PIECE: usize = 128 << 10;
+/// Bytes read or written at once.
+const PIECE: usize = 512 << 10;
 /// Pieces that are read ahead of the network.
-const PIECES: usize = 2;
+const PIECES: usize = 1;
 /// The mode of a file whose own isn't told.
 const FILE_MODE: u32 = 0o644;
 
@@ -41,6 +41,16 @@ pub type LocalFilter = Arc<dyn Fn(&[u8], bool) -> bool + Send + Sync>;
 
 /// Is told how many bytes have been copied so far, and how many there will be, if that is known.
 pub type Progress = Arc<dyn Fn(u64, Option<u64>) + Send + Sync>;
+
+/// How a file gets into a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// In one stream.
+    Streamed,
+    /// Large files in pieces that travel side by side, each checked by its SHA-256 before the file
+    /// appears. They are written and read once more, and all that arrives is hashed in the VM.
+    Checked,
+}
 
 /// What a copy came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +136,7 @@ impl Client {
         hostname: &str,
         from: &Path,
         copy: &CopyIn,
+        sending: Sending,
         filter: LocalFilter,
         progress: Progress,
     ) -> Result<Copied, CopyError> {
@@ -145,6 +156,7 @@ impl Client {
             copy.permissions = Some(mode & 0o777);
         }
         if let Source::File { size, .. } = source
+            && sending == Sending::Checked
             && chunked::is_worth_it(&copy, size)
             && let Some(()) = self
                 .copy_in_pieces(hostname, from, size, &copy, &progress)
@@ -265,9 +277,22 @@ impl Client {
         };
         let file_mode = mode.unwrap_or(FILE_MODE);
         let (to, target) = blocking(move || place.begin(options, file_mode)).await?;
-        let worker = Worker::new(target);
-        let bytes = receive(&call, response, connection, &worker, size, &progress).await?;
-        let (files, skipped) = worker.finish(Target::finish).await??;
+        let mut intake = Intake::new(target, PIECE, Target::feed);
+        let mut body = response.into_body();
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|source| ClientError::BrokenOff {
+                request: call.what(),
+                source,
+            })?;
+            if let Ok(piece) = frame.into_data() {
+                bytes += piece.len() as u64;
+                progress(bytes, size);
+                intake.take(&piece).await?;
+            }
+        }
+        drop(connection);
+        let (files, skipped) = intake.finish(Target::finish).await?;
         Ok(Copied {
             to: Some(to),
             files,
@@ -279,32 +304,6 @@ impl Client {
 
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
-}
-
-/// Reads the answer into its target; gives back how many bytes came.
-async fn receive(
-    call: &Call<'_>,
-    response: Response<Incoming>,
-    connection: Connection,
-    worker: &Worker<Target>,
-    size: Option<u64>,
-    progress: &Progress,
-) -> Result<u64, CopyError> {
-    let mut body = response.into_body();
-    let mut received = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|source| ClientError::BrokenOff {
-            request: call.what(),
-            source,
-        })?;
-        if let Ok(bytes) = frame.into_data() {
-            received += bytes.len() as u64;
-            progress(received, size);
-            worker.step(move |target| target.feed(&bytes)).await??;
-        }
-    }
-    drop(connection);
-    Ok(received)
 }
 
 /// The name a source has, which for `.` and `..` only the system knows.
@@ -354,13 +353,15 @@ async fn feed(
             (Reader::Tree(Box::new(packer)), size.bytes, u64::MAX)
         }
     };
+    let buffers = Buffers::new(PIECE);
     let mut left = left;
     let mut sent = 0u64;
     while left > 0 {
-        let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let most = usize::try_from(left).unwrap_or(PIECE);
+        let mut buffer = buffers.take();
         let (back, piece) = blocking(move || {
-            let piece = reader.piece(most);
-            Ok((reader, piece))
+            let filled = reader.fill(&mut buffer, most);
+            Ok((reader, filled.map(|()| buffer.freeze())))
         })
         .await?;
         reader = back;
@@ -394,34 +395,29 @@ enum Reader {
 }
 
 impl Reader {
-    fn piece(&mut self, most: usize) -> Result<Bytes, TreeError> {
-        let mut buffer = vec![0; most];
-        let mut filled = 0;
-        match self {
-            Self::Tree(packer) => filled = packer.fill(&mut buffer)?,
-            Self::File(file) => {
-                while filled < most {
-                    match file.read(&mut buffer[filled..]) {
-                        Ok(0) => break,
-                        Ok(n) => filled += n,
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(source) => {
-                            return Err(TreeError::Io {
-                                action: "read",
-                                path: "the file".to_owned(),
-                                source,
-                            });
-                        }
-                    }
-                }
-                if filled == 0 {
-                    let path = "the file".to_owned();
-                    return Err(TreeError::Shrank { path });
+    fn fill(&mut self, buffer: &mut Buffer, most: usize) -> Result<(), TreeError> {
+        let file = match self {
+            Self::Tree(packer) => return buffer.fill(most, |room| packer.fill(room)),
+            Self::File(file) => file,
+        };
+        let path = || "the file".to_owned();
+        let read = buffer.fill(most, |room| {
+            loop {
+                match file.read(room) {
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    done => return done,
                 }
             }
+        });
+        read.map_err(|source| TreeError::Io {
+            action: "read",
+            path: path(),
+            source,
+        })?;
+        if buffer.as_ref().is_empty() {
+            return Err(TreeError::Shrank { path: path() });
         }
-        buffer.truncate(filled);
-        Ok(buffer.into())
+        Ok(())
     }
 }
 
@@ -490,18 +486,20 @@ enum Target {
 }
 
 impl Target {
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), TreeError> {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
         match self {
             Self::File(file, _) => file.write(bytes),
             Self::Tree(extractor) => extractor.feed(bytes),
         }
+        .map_err(CopyError::from)
     }
 
     /// Files, and what was left out.
-    fn finish(self) -> Result<(u64, u64), TreeError> {
+    fn finish(self) -> Result<(u64, u64), CopyError> {
         match self {
             Self::File(file, mode) => file.place(None, mode, None).map(|()| (1, 0)),
             Self::Tree(extractor) => extractor.finish().map(|done| (done.files, done.skipped)),
         }
+        .map_err(CopyError::from)
     }
 }

@@ -22,7 +22,7 @@ mod watch;
 
 pub use background::LogStream;
 pub use client::{Client, NodeFilter};
-pub use cp::{Copied, CopyError, LocalFilter, Progress};
+pub use cp::{Copied, CopyError, LocalFilter, Progress, Sending};
 pub use discover::{
     DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,
 };

@@ -13,6 +13,11 @@ pub(crate) const QMP_FD: i32 = 3;
 pub(crate) const AGENT_FD: i32 = 4;
 /// The device id of the guest channel's port, which QMP's events name.
 pub(crate) const AGENT_PORT: &str = "agent";
+/// Ports of the guest channel's device: a console's, which always counts, and the agent's.
+const PORTS: u32 = 2;
+/// An interrupt for each of its queues, two a port and two for itself, and one for changes. With
+/// fewer, each interrupt has the guest look through all queues.
+const PORT_VECTORS: u32 = 2 * PORTS + 3;
 /// The name by which the guest finds the port.
 const AGENT_PORT_NAME: &str = "slicer.agent";
 
@@ -57,8 +62,10 @@ pub(crate) fn base(arch: Arch, accel: Accelerator, cpus: u32, memory_bytes: u64)
     }
     match (arch, accel) {
         (_, Accelerator::Kvm) => push(&["-accel", "kvm", "-cpu", "host"]),
+        // Told of "enhanced rep movsb", a guest copies and clears all its memory with it, and it is
+        // emulated byte by byte.
         (Arch::X86_64, Accelerator::Tcg) => {
-            push(&["-accel", "tcg,thread=multi", "-cpu", "max"]);
+            push(&["-accel", "tcg,thread=multi", "-cpu", "max,erms=off"]);
         }
         // "max" emulates pointer authentication, which makes a boot four times slower.
         (Arch::Aarch64, Accelerator::Tcg) => {
@@ -83,7 +90,9 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
     push(["-append".as_ref(), spec.boot.cmdline.as_ref()]);
     let mut device = |text: &str| push(["-device".as_ref(), text.as_ref()]);
     device("virtio-rng-pci");
-    device("virtio-serial-pci");
+    device(&format!(
+        "virtio-serial-pci,max_ports={PORTS},vectors={PORT_VECTORS}"
+    ));
     device(&format!(
         "virtserialport,chardev={AGENT_PORT},id={AGENT_PORT},name={AGENT_PORT_NAME}"
     ));

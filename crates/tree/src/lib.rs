@@ -6,26 +6,30 @@
 //! holds a bounded amount of memory. Every file is written under another name and renamed.
 //!
 //! Both directions are plain state machines. [`Extractor`] is fed bytes, [`Packer`] gives bytes
-//! out; whoever moves the bytes decides on threads, see [`Worker`].
+//! out; whoever moves the bytes decides on threads, see [`Worker`] and [`Intake`].
 #![forbid(unsafe_code)]
 
 mod archive;
+mod buffer;
 mod dir;
 mod error;
 mod extract;
 mod file;
 mod header;
+mod intake;
 mod pack;
 mod walk;
 mod worker;
 
+pub use buffer::{Buffer, Buffers};
 pub use dir::{Dir, Owner};
 pub use error::TreeError;
 pub use extract::{ExtractOptions, Extracted, Extractor};
 pub use file::NewFile;
+pub use intake::Intake;
 pub use pack::{Packed, Packer};
 pub use walk::{Filter, Measured, measure};
-pub use worker::{Abandoned, Worker};
+pub use worker::{Abandoned, Step, Worker};
 
 /// The mode a file gets of a source's: its permission bits; what some may execute, all may.
 #[must_use]

@@ -74,7 +74,7 @@ impl Floor {
             let machine = if kvm {
                 "-machine q35 -bios qboot.rom -accel kvm -cpu host"
             } else {
-                "-machine q35 -bios qboot.rom -accel tcg,thread=multi -cpu max"
+                "-machine q35 -bios qboot.rom -accel tcg,thread=multi -cpu max,erms=off"
             };
             ("qemu-system-x86_64", machine, "ttyS0")
         };
@@ -173,7 +173,8 @@ impl Floor {
         );
         let console = self.dir.join("floor.txt");
         command
-            .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
+            .args(["-device", "virtio-rng-pci"])
+            .args(["-device", "virtio-serial-pci,max_ports=2,vectors=7"])
             .args(["-device", "virtserialport,chardev=agent,name=slicer.agent"])
             .args(["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")])
             .arg("-chardev")

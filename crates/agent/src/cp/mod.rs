@@ -7,7 +7,6 @@ use crate::http::{self, AgentBody, Answer};
 use crate::server::Agent;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming as Body;
 use hyper::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -18,19 +17,25 @@ use slicer_api::{
     ApiError, CopyIn, CopyMode, CopyOut, FILE_MODE_HEADER, OCTETS, SOURCE_NAME_HEADER,
     SOURCE_TYPE_HEADER, SourceType, TAR, UNPACKED_SIZE_HEADER,
 };
-use slicer_tree::{Dir, Packer, Worker};
+use slicer_tree::{Buffers, Dir, Intake, Packer, Worker};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-/// Bytes of a piece of an answer.
-const PIECE: usize = 128 << 10;
+/// Bytes that are read or written at once. Each time costs some changes of threads.
+const PIECE: usize = 1 << 20;
+/// The same for those who come while [`LARGE`] others copy.
+const SMALL_PIECE: usize = 32 << 10;
+/// Copies with large pieces at a time, of which each holds up to three.
+pub(crate) const LARGE: usize = 8;
+/// Bytes from which on a file is read past the guest's cache, which is small and slow to fill.
+const PAST_CACHE: u64 = 8 << 20;
 /// Pieces that may wait for a slow client.
-const PIECES: usize = 2;
+const PIECES: usize = 1;
 
 /// Answers a copy.
 pub(crate) async fn handle(agent: &Arc<Agent>, request: Request<Body>) -> Answer {
@@ -55,9 +60,11 @@ fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// A step on a thread that may block was not taken.
-fn abandoned(_: slicer_tree::Abandoned) -> ApiError {
-    ApiError::internal("the copy was abandoned")
+/// How large a copy's pieces are, while it has what comes with it.
+fn piece(agent: &Agent) -> (usize, Option<OwnedSemaphorePermit>) {
+    let permit = Arc::clone(&agent.large_copies).try_acquire_owned().ok();
+    let size = if permit.is_some() { PIECE } else { SMALL_PIECE };
+    (size, permit)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -88,19 +95,17 @@ async fn copy_in(
     };
     let to = Recipient::new(copy.uid, copy.gid, &agent.users.get())?;
     let incoming = blocking(move || Incoming::begin(&copy, &to, unpacked)).await?;
-    let worker = Worker::new(incoming);
+    let (piece, _permit) = piece(agent);
+    let mut intake = Intake::new(incoming, piece, Incoming::feed);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| {
             ApiError::bad_request(format!("the upload was cut off before its end: {e}"))
         })?;
         if let Ok(bytes) = frame.into_data() {
-            worker
-                .step(move |incoming| incoming.feed(&bytes))
-                .await
-                .map_err(abandoned)??;
+            intake.take(&bytes).await?;
         }
     }
-    worker.finish(Incoming::finish).await.map_err(abandoned)?
+    intake.finish(Incoming::finish).await
 }
 
 /// What is copied out.
@@ -126,7 +131,17 @@ async fn copy_out(agent: &Arc<Agent>, request: &Request<Body>) -> Result<Answer,
             size,
             mode,
         } => {
-            let read = move |buffer: &mut [u8]| file.read(buffer);
+            let mut past_cache = size >= PAST_CACHE
+                && rustix::fs::fcntl_setfl(&file, OFlags::DIRECT | OFlags::NONBLOCK).is_ok();
+            let read = move |buffer: &mut [u8]| match file.read(buffer) {
+                // The file's end isn't that of a block, or its blocks are larger than ours.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput && past_cache => {
+                    past_cache = false;
+                    rustix::fs::fcntl_setfl(&file, OFlags::NONBLOCK)?;
+                    file.read(buffer)
+                }
+                done => done,
+            };
             // What the kernel makes up as it is read has no size.
             let limit = (size > 0).then_some(size);
             let mut answer = stream(agent, OCTETS, limit, read);
@@ -211,23 +226,23 @@ fn stream(
 ) -> Answer {
     let (pieces, receiver) = mpsc::channel(PIECES);
     let worker = Worker::new(read);
+    let (size, permit) = piece(agent);
     agent.tasks.spawn(async move {
+        let buffers = Buffers::new(size);
         let mut left = limit.unwrap_or(u64::MAX);
         while left > 0 {
-            let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let most = usize::try_from(left).unwrap_or(size);
+            let mut buffer = buffers.take();
             let step = worker.step(move |read| {
-                let mut buffer = vec![0; most];
-                let mut filled = 0;
-                while filled < most {
-                    match read(&mut buffer[filled..]) {
-                        Ok(0) => break,
-                        Ok(n) => filled += n,
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(e) => return Err(e),
+                buffer.fill(most, |room| {
+                    loop {
+                        match read(room) {
+                            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                            done => return done,
+                        }
                     }
-                }
-                buffer.truncate(filled);
-                Ok(Bytes::from(buffer))
+                })?;
+                Ok(buffer.freeze())
             });
             let piece = match step.await {
                 Ok(Ok(piece)) if piece.is_empty() && limit.is_some() => {
@@ -244,6 +259,7 @@ fn stream(
             }
         }
         worker.discard().await;
+        drop(permit);
     });
     http::answer(content_type, AgentBody::Fallible(receiver))
 }

@@ -170,8 +170,9 @@ impl Incoming {
             let kept = there.as_ref().filter(|m: &&Metadata| m.is_file());
             kept.map_or(FILE_MODE, |m| m.mode() & 0o7777)
         });
+        let file = NewFile::create(dir, name.as_bytes()).map_err(|e| tree_error(&e))?;
         Ok(Self::File {
-            file: NewFile::create(dir, name.as_bytes()).map_err(|e| tree_error(&e))?,
+            file: file.past_cache(),
             owner: to.owner,
             mode,
         })

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use indicatif::{ProgressBar, ProgressStyle};
 use slicer_api::{AUTO_ID, CopyIn, CopyMode, CopyOut, Excludes};
-use slicer_client::{Client, Copied, LocalFilter, Progress};
+use slicer_client::{Client, Copied, LocalFilter, Progress, Sending};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -62,6 +62,9 @@ pub(crate) struct Cp {
     /// Leave out what matches this pattern; may be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
+    /// Have the VM check large files that are copied into it, by SHA-256; slower
+    #[arg(long)]
+    verify: bool,
 }
 
 fn permissions(text: &str) -> Result<u32, String> {
@@ -131,8 +134,13 @@ impl Cp {
                     ..CopyIn::new(CopyMode::V1Binary, path)
                 };
                 let filter = filter(&from, excludes)?;
+                let sending = if self.verify {
+                    Sending::Checked
+                } else {
+                    Sending::Streamed
+                };
                 client
-                    .copy_in(&hostname, &from, &copy, filter, progress)
+                    .copy_in(&hostname, &from, &copy, sending, filter, progress)
                     .await
             }
             (Some((vm, path)), None) => {

@@ -95,28 +95,28 @@ async fn a_large_file(tour: &Tour) {
     }
     let sum: Vec<String> = sum.finalize().iter().map(|b| format!("{b:02x}")).collect();
     let sum = sum.concat();
-    good(tour, &[out.to_str().unwrap(), &format!("{VM}:/tmp/large")]).await;
-    let there = tour.says("sha256sum /tmp/large").await;
-    assert!(there.starts_with(&sum), "{there}");
-    // It went in pieces, of which nothing is left, whoever fails.
-    let small =
-        tour.says("sudo mkdir -p /tmp/few && sudo mount -t tmpfs -o size=100m none /tmp/few");
-    small.await;
-    let done = cp(
-        tour,
-        &[out.to_str().unwrap(), &format!("{VM}:/tmp/few/large")],
-    )
-    .await;
-    assert!(
-        done.code == 1 && done.stderr.contains("No space"),
-        "{done:?}"
-    );
-    let left = "ls -d /.slicer-upload-* /tmp/.slicer-upload-* /tmp/few/* /tmp/few/.[!.]* 2>/dev/null | wc -l";
-    assert_eq!(tour.says(left).await, "0");
+    let out = out.to_str().unwrap();
+    tour.says("sudo mkdir -p /tmp/few && sudo mount -t tmpfs -o size=100m none /tmp/few")
+        .await;
+    // As one stream, and in pieces that are put together there. Whoever fails leaves nothing.
+    for how in [&[][..], &["--verify"]] {
+        let to = |path: &str| [how, &[out, &format!("{VM}:{path}")]].concat().join(" ");
+        let copied = tour.cli(&format!("cp {}", to("/tmp/large"))).await;
+        assert_eq!(copied.code, 0, "{copied:?}");
+        let there = tour.says("sha256sum /tmp/large").await;
+        assert!(there.starts_with(&sum), "{there}");
+        let full = tour.cli(&format!("cp {}", to("/tmp/few/large"))).await;
+        assert!(
+            full.code == 1 && full.stderr.contains("No space"),
+            "{full:?}"
+        );
+        let left = "ls -d /.slicer-upload-* /tmp/.slicer-upload-* /tmp/few/* /tmp/few/.[!.]* 2>/dev/null | wc -l";
+        assert_eq!(tour.says(left).await, "0");
+    }
     tour.says("sudo umount /tmp/few").await;
     good(tour, &[&format!("{VM}:/tmp/large"), back.to_str().unwrap()]).await;
     let compared = std::process::Command::new("cmp")
-        .args([&out, &back])
+        .args([Path::new(out), &back])
         .status();
     assert!(compared.unwrap().success());
     tour.says("rm /tmp/large").await;
