@@ -33,12 +33,18 @@ pub struct Secret {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateSecret {
     /// Its name.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(required = true, pattern = "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}$")
+    )]
     #[serde(default)]
     pub name: String,
     /// Its value, base64.
+    #[cfg_attr(feature = "openapi", schema(format = Byte))]
     #[serde(default)]
     pub data: String,
     /// Permissions, octal; absent is `0600`.
+    #[cfg_attr(feature = "openapi", schema(pattern = "^(0{0,2}[4-7][0-7]{2})?$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<String>,
     /// Owner; absent is root.
@@ -54,9 +60,11 @@ pub struct CreateSecret {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpdateSecret {
     /// Its value, base64. Empty is like absent, since Go clients always send it.
+    #[cfg_attr(feature = "openapi", schema(format = Byte))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
     /// Permissions, octal.
+    #[cfg_attr(feature = "openapi", schema(pattern = "^(0{0,2}[4-7][0-7]{2})?$"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<String>,
     /// Owner.

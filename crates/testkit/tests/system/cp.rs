@@ -6,7 +6,7 @@ use libtest_mimic::Trial;
 use sha2::{Digest, Sha256};
 use slicer_testkit::CliOutput;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -224,5 +224,18 @@ async fn what_cannot_be(tour: &Tour) {
     assert_eq!(done.code, 1, "{done:?}");
     assert!(done.stderr.contains("507"), "{}", done.stderr);
     assert_eq!(tour.says("ls -A /tmp/small | wc -l").await, "0");
+    // Of a tree that doesn't say how large it is, what was complete is.
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, size) in [("first", 100), ("second", 4 << 20)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size);
+        header.set_mode(0o644);
+        let data = std::io::repeat(b'x').take(size);
+        tar.append_data(&mut header, name, data).unwrap();
+    }
+    let target = format!("/vm/{VM}/cp?mode=tar&path=/tmp/small/tree");
+    let answer = tour.raw().post(&target, tar.into_inner().unwrap()).await;
+    assert_eq!(answer.status, 507, "{}", answer.text());
+    assert_eq!(tour.says("ls -A /tmp/small/tree").await, "first");
     tour.says("sudo umount /tmp/small").await;
 }
