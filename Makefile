@@ -14,7 +14,7 @@ ARCH := $(shell uname -m)
 TRIPLE := $(ARCH)-unknown-linux-gnu
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap e2fsprogs kmod xz-utils zstd \
-	ca-certificates curl python3 python3-pip pkg-config gcc libc6-dev make git
+	ca-certificates curl python3 python3-pip pkg-config gcc libc6-dev make git openssh-client
 
 AGENT_TARGET := $(CURDIR)/target/agent
 TOOLS := $(CURDIR)/target/tools
@@ -60,11 +60,13 @@ deps: ## Install the Debian packages that are missing
 		$$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}" </dev/null >/dev/null; \
 	fi
 
+# What runs in guests needs nothing of them.
+BUILD_FOR_GUESTS := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
+	cargo build --locked --profile agent --target $(TRIPLE) --target-dir $(AGENT_TARGET)
+
 .PHONY: agent
 agent: ## Build the static guest agent
-	RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
-		cargo build --locked --profile agent --target $(TRIPLE) \
-		--target-dir $(AGENT_TARGET) -p slicer-agent
+	$(BUILD_FOR_GUESTS) -p slicer-agent
 
 .PHONY: build
 build: agent ## Build slicer and slicer-mac, optimised, into target/release
@@ -95,7 +97,8 @@ system: build image ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: bench
-bench: build image ## Measure launch, exec and the idle daemon
+bench: deps build image ## Measure it against what the machine allows, and against ssh
+	$(BUILD_FOR_GUESTS) -p slicer-bench-guest
 	$(XTASK) bench
 
 .PHONY: clean
