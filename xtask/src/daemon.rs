@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use slicer_api::Endpoint;
 use slicer_client::Client;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -30,11 +31,22 @@ impl Daemon {
     /// Starts `slicer-mac up` in `dir`, which holds a `slicer-mac.yaml`, and waits until it
     /// answers.
     pub(crate) async fn start(program: &Path, dir: &Path) -> Result<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Self::start_finding(program, dir, &path).await
+    }
+
+    /// The same, with another `PATH` for it to find QEMU by.
+    pub(crate) async fn start_finding(
+        program: &Path,
+        dir: &Path,
+        programs: &OsStr,
+    ) -> Result<Self> {
         let path = log_path(dir);
         let log =
             File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let child = Command::new(program)
             .arg("up")
+            .env("PATH", programs)
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

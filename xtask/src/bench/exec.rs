@@ -67,7 +67,8 @@ pub(crate) async fn measure(rounds: u32, client: &Client, vm: &str) -> Result<Sa
     Ok(samples)
 }
 
-async fn run_true(client: &Client, vm: &str) -> Result<()> {
+/// A buffered exec of `/bin/true` over REST.
+pub(super) async fn run_true(client: &Client, vm: &str) -> Result<()> {
     let request = ExecRequest {
         cmd: "/bin/true".to_owned(),
         ..ExecRequest::default()

@@ -75,11 +75,16 @@ pub(crate) async fn measure(
 
 /// A process's resident memory, MiB.
 pub(crate) fn rss(pid: i32) -> Result<f64> {
+    status_mib(pid, "VmRSS:")
+}
+
+/// A size of `/proc/PID/status`, MiB.
+pub(super) fn status_mib(pid: i32, key: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let line = text.lines().find_map(|l| l.strip_prefix(key));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("no VmRSS in {path}"))? / 1024.0)
+    Ok(kib.with_context(|| format!("no {key} in {path}"))? / 1024.0)
 }
 
 /// A process's CPU time, user and system, in ticks.

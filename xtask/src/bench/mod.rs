@@ -4,22 +4,31 @@
 //! nearly all that is judged here is a ratio, of the product to a floor made by hand, measured in
 //! interleaved pairs so that both see the same machine. `bench/README.md` explains each.
 
+mod bars;
+mod bed;
+mod connect;
 mod exec;
 mod floor;
+mod forward;
 mod idle;
 mod launch;
+mod memory;
+mod pipe;
 mod report;
 mod stats;
+mod transfer;
+mod tree;
 
 use crate::daemon::{self, Daemon, unless_interrupted};
 use crate::text::say;
 use crate::{programs, workspace};
 use anyhow::{Context, Result, ensure};
-use report::{Bar, Environment, Report};
+use bed::Bed;
+use report::{Environment, Report};
 use serde::Serialize;
 use slicer_api::{CreateNode, Wait};
 use slicer_client::Client;
-use stats::{Estimate, median};
+use stats::median;
 use std::fs;
 use std::path::Path;
 
@@ -35,31 +44,76 @@ const LOG_LINES: usize = 20;
 /// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Pairs of launches, of the product and by hand
+    /// Pairs of whatever is measured in pairs, of the product and of its floor
     #[arg(long, env = "BENCH_PAIRS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
     /// Five pairs and less of everything else: a look, not a measurement
     #[arg(long)]
     quick: bool,
+    /// Only these parts
+    #[arg(long, env = "BENCH_ONLY", value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
 }
 
-/// How much of everything is measured.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Launches
+    Launch,
+    /// The idle daemon
+    Idle,
+    /// Commands over REST and by the command line
+    Exec,
+    /// A large file
+    Transfer,
+    /// A tree of small files
+    Tree,
+    /// Forwarded connections
+    Forward,
+    /// Fresh commands, and one beside a reader that is stuck
+    Connect,
+    /// Memory while a lot passes
+    Memory,
+}
+
+/// How much of everything is measured; of what isn't, nothing.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Plan {
     launch_pairs: u32,
     exec_rounds: u32,
     cli_rounds: u32,
     idle_seconds: u64,
+    transfer_pairs: u32,
+    transfer_bytes: u64,
+    scp_pairs: u32,
+    tree_pairs: u32,
+    tree_files: u32,
+    forward_pairs: u32,
+    echo_blocks: u32,
+    connect_pairs: u32,
+    stuck_blocks: u32,
+    memory_bytes: u64,
 }
 
 impl Args {
     fn plan(&self) -> Plan {
-        if self.quick {
+        let all = if self.quick {
+            let pairs = self.pairs.min(5);
             Plan {
-                launch_pairs: self.pairs.min(5),
+                launch_pairs: pairs,
                 exec_rounds: 200,
                 cli_rounds: 20,
                 idle_seconds: 30,
+                transfer_pairs: pairs,
+                transfer_bytes: 64 << 20,
+                scp_pairs: 2,
+                tree_pairs: pairs.min(3),
+                tree_files: 1000,
+                forward_pairs: pairs,
+                echo_blocks: 5,
+                connect_pairs: pairs,
+                stuck_blocks: 3,
+                memory_bytes: 512 << 20,
             }
         } else {
             Plan {
@@ -67,18 +121,72 @@ impl Args {
                 exec_rounds: 400,
                 cli_rounds: 60,
                 idle_seconds: 30,
+                transfer_pairs: self.pairs,
+                transfer_bytes: 256 << 20,
+                // An scp takes as long as several of the others.
+                scp_pairs: self.pairs.min(8),
+                tree_pairs: self.pairs,
+                tree_files: 5000,
+                forward_pairs: self.pairs,
+                echo_blocks: 20,
+                connect_pairs: self.pairs,
+                stuck_blocks: 10,
+                memory_bytes: 4 << 30,
             }
+        };
+        let wanted = |part| self.only.is_empty() || self.only.contains(&part);
+        let if_wanted = |part, amount| if wanted(part) { amount } else { 0 };
+        Plan {
+            launch_pairs: if_wanted(Part::Launch, all.launch_pairs),
+            exec_rounds: if_wanted(Part::Exec, all.exec_rounds),
+            cli_rounds: if_wanted(Part::Exec, all.cli_rounds),
+            idle_seconds: if wanted(Part::Idle) {
+                all.idle_seconds
+            } else {
+                0
+            },
+            transfer_pairs: if_wanted(Part::Transfer, all.transfer_pairs),
+            tree_pairs: if_wanted(Part::Tree, all.tree_pairs),
+            forward_pairs: if_wanted(Part::Forward, all.forward_pairs),
+            connect_pairs: if_wanted(Part::Connect, all.connect_pairs),
+            memory_bytes: if wanted(Part::Memory) {
+                all.memory_bytes
+            } else {
+                0
+            },
+            ..all
         }
     }
 }
 
 /// Everything that was measured, as it is written down.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Raw {
-    launch: launch::Samples,
-    idle: idle::Samples,
-    exec: exec::Samples,
-    cli: exec::CliSamples,
+    launch: Option<launch::Samples>,
+    idle: Option<idle::Samples>,
+    exec: Option<exec::Samples>,
+    cli: Option<exec::CliSamples>,
+    transfer: Option<transfer::Samples>,
+    tree: Option<tree::Samples>,
+    forward: Option<forward::Samples>,
+    connect: Option<connect::Samples>,
+    memory: Option<memory::Samples>,
+}
+
+impl Raw {
+    /// Where time and memory go, for people.
+    fn story(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        lines.extend(self.launch.iter().flat_map(launch::Samples::story));
+        lines.extend(self.exec.iter().map(exec::Samples::story));
+        lines.extend(self.cli.iter().map(exec::CliSamples::story));
+        lines.extend(self.transfer.iter().flat_map(transfer::Samples::story));
+        lines.extend(self.tree.iter().map(tree::Samples::story));
+        lines.extend(self.forward.iter().flat_map(forward::Samples::story));
+        lines.extend(self.connect.iter().map(connect::Samples::story));
+        lines.extend(self.memory.iter().flat_map(memory::Samples::story));
+        lines
+    }
 }
 
 /// Runs the benchmark.
@@ -112,8 +220,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     dir.close()
         .context("cannot remove the daemon's directory")?;
     let report = Report {
-        bars: bars(&raw),
-        environment: environment.complete(accelerator, &raw.launch),
+        bars: bars::of(&raw),
+        environment: environment.complete(accelerator, raw.launch.as_ref()),
         plan,
         raw,
     };
@@ -133,34 +241,83 @@ async fn measure(plan: Plan, dir: &Path) -> Result<(String, Raw)> {
     fs::write(&file, configuration(&layout))
         .with_context(|| format!("cannot write {}", file.display()))?;
 
+    let mut raw = Raw::default();
     let daemon = Daemon::start(&programs.join("slicer-mac"), dir).await?;
     let client = daemon.client()?;
     say("Preparing the image, with a first launch");
     let vm = create(&client).await?;
     client.delete_node(GROUP, &vm).await?;
     let floor = floor::Floor::of(dir)?;
-    let launch = launch::measure(plan.launch_pairs, &client, &floor).await?;
+    if plan.launch_pairs > 0 {
+        raw.launch = Some(launch::measure(plan.launch_pairs, &client, &floor).await?);
+    }
     daemon.stop(false).await?;
 
-    // A daemon that has unpacked nothing: what users' daemons are on all days but the first.
+    if plan.idle_seconds > 0 || plan.exec_rounds > 0 {
+        measure_small(plan, dir, &mut raw).await?;
+    }
+    let in_bed = [
+        plan.transfer_pairs,
+        plan.tree_pairs,
+        plan.forward_pairs,
+        plan.connect_pairs,
+    ];
+    if in_bed.iter().any(|pairs| *pairs > 0) || plan.memory_bytes > 0 {
+        measure_in_bed(plan, dir, &mut raw).await?;
+    }
+    Ok((floor.accelerator, raw))
+}
+
+/// Measures what is small, in a daemon that has unpacked nothing: what users' daemons are on all
+/// days but the first.
+async fn measure_small(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
+    let programs = programs()?;
     let daemon = Daemon::start(&programs.join("slicer-mac"), dir).await?;
     let client = daemon.client()?;
-    let (mut idle, vm) = idle::measure(plan.idle_seconds, &daemon, &client).await?;
-    let exec = exec::measure(plan.exec_rounds, &client, &vm).await?;
-    let cli = exec::measure_cli(plan.cli_rounds, &client, &vm, |args| {
-        daemon.cli(&programs.join("slicer"), args)
-    })
-    .await?;
-    client.delete_node(GROUP, &vm).await?;
-    idle.rss_after_work = idle::rss(daemon.pid())?;
-    daemon.stop(false).await?;
-    let raw = Raw {
-        launch,
-        idle,
-        exec,
-        cli,
+    let vm = if plan.idle_seconds > 0 {
+        let (idle, vm) = idle::measure(plan.idle_seconds, &daemon, &client).await?;
+        raw.idle = Some(idle);
+        vm
+    } else {
+        create(&client).await?
     };
-    Ok((floor.accelerator, raw))
+    if plan.exec_rounds > 0 {
+        raw.exec = Some(exec::measure(plan.exec_rounds, &client, &vm).await?);
+        let slicer = |args: &[&str]| daemon.cli(&programs.join("slicer"), args);
+        raw.cli = Some(exec::measure_cli(plan.cli_rounds, &client, &vm, slicer).await?);
+    }
+    client.delete_node(GROUP, &vm).await?;
+    if let Some(idle) = &mut raw.idle {
+        idle.rss_after_work = idle::rss(daemon.pid())?;
+    }
+    daemon.stop(false).await
+}
+
+/// Measures what needs more ways into the guest than the product's.
+async fn measure_in_bed(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
+    let mut bed = Bed::start(dir).await?;
+    if plan.connect_pairs > 0 {
+        let connect = connect::measure(&bed, plan.connect_pairs, plan.stuck_blocks);
+        raw.connect = Some(connect.await?);
+    }
+    if plan.forward_pairs > 0 {
+        let (bytes, pairs) = (plan.transfer_bytes, plan.forward_pairs);
+        let forward = forward::measure(&mut bed, bytes, pairs, plan.echo_blocks);
+        raw.forward = Some(forward.await?);
+    }
+    if plan.transfer_pairs > 0 {
+        let (bytes, pairs) = (plan.transfer_bytes, plan.transfer_pairs);
+        let transfer = transfer::measure(&mut bed, bytes, pairs, plan.scp_pairs);
+        raw.transfer = Some(transfer.await?);
+    }
+    if plan.tree_pairs > 0 {
+        let tree = tree::measure(&bed, plan.tree_files, plan.tree_pairs);
+        raw.tree = Some(tree.await?);
+    }
+    if plan.memory_bytes > 0 {
+        raw.memory = Some(memory::measure(&bed, plan.memory_bytes).await?);
+    }
+    bed.stop().await
 }
 
 fn configuration(layout: &Path) -> String {
@@ -191,59 +348,4 @@ async fn create(client: &Client) -> Result<String> {
         .create_node(GROUP, &node, Some(Wait::Agent), None)
         .await?;
     Ok(created.hostname)
-}
-
-/// What is judged.
-fn bars(raw: &Raw) -> Vec<Bar> {
-    let (launch, exec, cli, idle) = (&raw.launch, &raw.exec, &raw.cli, &raw.idle);
-    vec![
-        Bar::ratio(
-            "launch",
-            "POST …/nodes?wait=agent / QEMU by hand until ready",
-            Estimate::of_ratios(&launch.product, &launch.floor_ready),
-            1.10,
-        ),
-        Bar::ratio(
-            "ready",
-            "POST …/nodes?wait=agent / bare kernel until its init runs",
-            Estimate::of_ratios(&launch.product, &launch.bare),
-            2.2,
-        ),
-        Bar::ratio(
-            "exec",
-            "REST exec of /bin/true / (health round trip + spawn in the guest)",
-            Estimate::of_ratios(&exec.exec, &exec.floor()),
-            2.0,
-        ),
-        Bar::ratio(
-            "CLI exec",
-            "slicer vm exec / (REST exec + slicer version)",
-            Estimate::of_ratios(&cli.cli, &cli.floor()),
-            1.3,
-        ),
-        Bar::limit(
-            "memory",
-            "RSS of slicer-mac without a VM, MiB",
-            idle.rss_none,
-            25.0,
-        ),
-        Bar::limit(
-            "memory, used",
-            "the same after all launches and execs here, MiB",
-            idle.rss_after_work,
-            25.0,
-        ),
-        Bar::limit(
-            "memory, VM",
-            "RSS of slicer-mac per further VM, MiB",
-            idle.rss_per_vm(),
-            10.0,
-        ),
-        Bar::limit(
-            "CPU",
-            "of slicer-mac with one idle VM, % of a core",
-            idle.cpu_percent(),
-            0.2,
-        ),
-    ]
 }

@@ -111,9 +111,10 @@ impl Environment {
     }
 
     /// Adds what only the measurement shows.
-    pub(crate) fn complete(self, accelerator: String, launch: &launch::Samples) -> Self {
+    pub(crate) fn complete(self, accelerator: String, launch: Option<&launch::Samples>) -> Self {
         let cpus = u32::try_from(self.cpus).map_or(1.0, f64::from);
-        let spread = quantile(&launch.bare, 0.9) / quantile(&launch.bare, 0.1).max(f64::EPSILON);
+        let bare = launch.map_or(&[][..], |l| &l.bare);
+        let spread = quantile(bare, 0.9) / quantile(bare, 0.1).max(f64::EPSILON);
         let mut why = Vec::new();
         if self.load_before > NOISY_LOAD * cpus {
             why.push(format!(
@@ -155,8 +156,8 @@ impl Report {
     pub(crate) fn show(&self) {
         let e = &self.environment;
         say(&format!(
-            "\n{}, {} CPUs, {}, {} launches under {}",
-            e.commit, e.cpus, e.qemu, self.plan.launch_pairs, e.accelerator
+            "\n{}, {} CPUs, {}, guests under {}",
+            e.commit, e.cpus, e.qemu, e.accelerator
         ));
         if let Some(why) = &e.noisy {
             say(&format!("NOISY: {why}. Run it on an idle machine."));
@@ -175,9 +176,7 @@ impl Report {
             say(&line);
         }
         say("\nMedians:");
-        let mut story = self.raw.launch.story();
-        story.extend([self.raw.exec.story(), self.raw.cli.story()]);
-        for line in story {
+        for line in self.raw.story() {
             say(&format!("  {line}"));
         }
     }

@@ -1,0 +1,128 @@
+//! A TCP connection forwarded into a VM, and the bare port it has to share.
+
+use super::bed::{Bed, TCP_PORT};
+use super::median;
+use super::pipe::Pipe;
+use crate::text::say;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::Child;
+
+/// Bytes sent to and fro to measure latency, before the other way is measured.
+const BLOCK: u32 = 100;
+
+/// Times in seconds.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Samples {
+    /// Bytes of a transfer.
+    pub(crate) bytes: u64,
+    /// So many into the guest through `slicer vm forward`, which a program there throws away. One
+    /// per pair.
+    pub(crate) forward_in: Vec<f64>,
+    /// So many out of the guest, which a program there makes up.
+    pub(crate) forward_out: Vec<f64>,
+    /// The same over the bare port.
+    pub(crate) port_in: Vec<f64>,
+    /// The same over the bare port.
+    pub(crate) port_out: Vec<f64>,
+    /// A byte through the forward and back.
+    pub(crate) forward_echo: Vec<f64>,
+    /// A byte over the bare port and back.
+    pub(crate) port_echo: Vec<f64>,
+}
+
+impl Samples {
+    /// How fast it is, for people.
+    pub(crate) fn story(&self) -> Vec<String> {
+        let mib = |times: &[f64]| mib(self.bytes) / median(times);
+        vec![
+            format!(
+                "forward in {:.0} MiB/s, bare port {:.0}; out {:.0}, {:.0}",
+                mib(&self.forward_in),
+                mib(&self.port_in),
+                mib(&self.forward_out),
+                mib(&self.port_out),
+            ),
+            format!(
+                "a byte to and fro: forward {:.0} µs, bare port {:.0} µs",
+                1e6 * median(&self.forward_echo),
+                1e6 * median(&self.port_echo),
+            ),
+        ]
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of transfers")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Measures `pairs` of transfers and `blocks` of latencies.
+pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) -> Result<Samples> {
+    say(&format!(
+        "Forward: {pairs} pairs of {} MiB, {blocks} of {BLOCK} echoes",
+        bytes >> 20
+    ));
+    let mut forward = Forward::start(bed).await?;
+    let mut samples = Samples {
+        bytes,
+        ..Samples::default()
+    };
+    for pair in 0..pairs {
+        for product in [pair % 2 == 0, pair % 2 != 0] {
+            if product {
+                samples.forward_in.push(forward.pipe.give(bytes).await?);
+                samples.forward_out.push(forward.pipe.take(bytes).await?);
+            } else {
+                samples.port_in.push(bed.port.give(bytes).await?);
+                samples.port_out.push(bed.port.take(bytes).await?);
+            }
+        }
+    }
+    for block in 0..blocks {
+        for product in [block % 2 == 0, block % 2 != 0] {
+            if product {
+                samples.forward_echo.extend(forward.pipe.echo(BLOCK).await?);
+            } else {
+                samples.port_echo.extend(bed.port.echo(BLOCK).await?);
+            }
+        }
+    }
+    forward.command.kill().await?;
+    Ok(samples)
+}
+
+/// A running `slicer vm forward`, with one connection through it.
+struct Forward {
+    command: Child,
+    pipe: Pipe<TcpStream>,
+}
+
+impl Forward {
+    async fn start(bed: &Bed) -> Result<Self> {
+        let mapping = format!("0:127.0.0.1:{TCP_PORT}");
+        let mut command = bed
+            .slicer(&["vm", "forward", "{}", "-L", &mapping])?
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run slicer")?;
+        let stdout = command.stdout.take().context("slicer has no output")?;
+        let line = BufReader::new(stdout).lines().next_line().await?;
+        let line = line.context("slicer vm forward ended")?;
+        let listen: Option<SocketAddr> = line
+            .split(' ')
+            .nth(1)
+            .and_then(|address| address.parse().ok());
+        let listen = listen.with_context(|| format!("what does {line:?} mean?"))?;
+        let stream = TcpStream::connect(listen).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            command,
+            pipe: Pipe(stream),
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! A large file into a VM and out of it: by the product, over the bare port and by scp.
+
+use super::bed::{Bed, seconds};
+use super::median;
+use crate::text::say;
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+/// Where the file is in the guest.
+const THERE: &str = "/var/tmp/bench-file";
+
+/// Times in seconds, one of each per pair.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Samples {
+    /// Bytes of the file.
+    pub(crate) bytes: u64,
+    /// `slicer vm cp FILE VM:FILE`, from its start to its end.
+    pub(crate) cp_in: Vec<f64>,
+    /// `slicer vm cp VM:FILE FILE`.
+    pub(crate) cp_out: Vec<f64>,
+    /// As many bytes over the bare port, which the guest throws away.
+    pub(crate) port_in: Vec<f64>,
+    /// As many bytes over the bare port, which the guest makes up.
+    pub(crate) port_out: Vec<f64>,
+    /// As many bytes over the bare port, which the guest writes to a file as they come.
+    pub(crate) port_file_in: Vec<f64>,
+    /// `scp FILE VM:FILE`, in the first pairs.
+    pub(crate) scp_in: Vec<f64>,
+    /// `scp VM:FILE FILE`, in the first pairs.
+    pub(crate) scp_out: Vec<f64>,
+}
+
+impl Samples {
+    /// How fast all of it is, for people.
+    pub(crate) fn story(&self) -> Vec<String> {
+        let mib = |times: &[f64]| bytes_f64(self.bytes) / f64::from(1 << 20) / median(times);
+        vec![
+            format!(
+                "{} MiB in: cp {:.0} MiB/s, bare port {:.0}, bare port to a file {:.0}, scp {:.0}",
+                self.bytes >> 20,
+                mib(&self.cp_in),
+                mib(&self.port_in),
+                mib(&self.port_file_in),
+                mib(&self.scp_in),
+            ),
+            format!(
+                "{} MiB out: cp {:.0} MiB/s, bare port {:.0}, scp {:.0}",
+                self.bytes >> 20,
+                mib(&self.cp_out),
+                mib(&self.port_out),
+                mib(&self.scp_out),
+            ),
+        ]
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes of files")]
+fn bytes_f64(bytes: u64) -> f64 {
+    bytes as f64
+}
+
+/// Measures `pairs` of each, `scp_pairs` of them with scp, which is slow.
+pub(crate) async fn measure(
+    bed: &mut Bed,
+    bytes: u64,
+    pairs: u32,
+    scp_pairs: u32,
+) -> Result<Samples> {
+    say(&format!("Transfer: {pairs} pairs of {} MiB", bytes >> 20));
+    let (file, back) = (bed.dir().join("file"), bed.dir().join("back"));
+    plant(&file, bytes)?;
+    let (here, returned) = (path(&file)?, path(&back)?);
+    let there = format!("{{}}:{THERE}");
+    let remote = format!("{}:{THERE}", Bed::ssh_host());
+    let mut samples = Samples {
+        bytes,
+        ..Samples::default()
+    };
+    for pair in 0..pairs {
+        for product in [pair % 2 == 0, pair % 2 != 0] {
+            if product {
+                bed.says(&format!("rm -f {THERE}")).await?;
+                let copy = bed.slicer(&["vm", "cp", here, &there])?;
+                samples.cp_in.push(seconds(copy).await?);
+                let copy = bed.slicer(&["vm", "cp", &there, returned])?;
+                samples.cp_out.push(seconds(copy).await?);
+                same(&file, &back)?;
+            } else {
+                samples.port_in.push(bed.port.give(bytes).await?);
+                samples.port_out.push(bed.port.take(bytes).await?);
+                let with_file = bed.port.give_file(bytes).await?;
+                samples.port_file_in.push(with_file);
+            }
+        }
+        if pair < scp_pairs {
+            bed.says(&format!("rm -f {THERE}")).await?;
+            let mut scp = bed.ssh("scp");
+            scp.args([here, &remote]);
+            samples.scp_in.push(seconds(scp).await?);
+            let mut scp = bed.ssh("scp");
+            scp.args([&remote, returned]);
+            samples.scp_out.push(seconds(scp).await?);
+            same(&file, &back)?;
+            bed.says(&format!("rm {THERE}")).await?;
+        }
+    }
+    bed.says(&format!("rm -f {THERE}")).await?;
+    fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+    Ok(samples)
+}
+
+/// A path on a command line.
+pub(super) fn path(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+/// Writes a file of bytes that no step on the way could leave out or shorten.
+fn plant(path: &Path, bytes: u64) -> Result<()> {
+    let error = || format!("cannot write {}", path.display());
+    let mut file = File::create(path).with_context(error)?;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut piece = vec![0; 1 << 20];
+    for _ in 0..bytes >> 20 {
+        rng.fill(&mut piece);
+        file.write_all(&piece).with_context(error)?;
+    }
+    file.sync_all().with_context(error)
+}
+
+fn same(a: &Path, b: &Path) -> Result<()> {
+    let same = std::process::Command::new("cmp")
+        .args([a, b])
+        .status()
+        .context("cannot run cmp")?;
+    ensure!(same.success(), "what came back is not what was sent");
+    // The next copy finds nothing to replace.
+    fs::remove_file(b).with_context(|| format!("cannot remove {}", b.display()))
+}
