@@ -1,10 +1,12 @@
 //! What answers in a guest when its channel is measured: as little as possible, so that what is
 //! measured is the channel.
 //!
-//! `port NAME` serves the virtio-serial port of that name, `tcp PORT` a listener on loopback. Whoever
-//! is at the other end sends requests of nine bytes, an operation and a count of bytes (big-endian),
-//! one after the other.
-#![forbid(unsafe_code)]
+//! `port NAME` serves the virtio-serial port of that name, `channel NAME` every stream of the guest
+//! channel on such a port, `tcp PORT` a listener on loopback. Whoever is at the other end sends
+//! requests of nine bytes, an operation and a count of bytes (big-endian), one after the other.
+#![deny(unsafe_code)]
+
+mod channel;
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -24,8 +26,11 @@ fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let served = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["port", name] => serve_port(name),
+        ["channel", name] => channel::serve(name),
         ["tcp", port] => serve_tcp(port),
-        _ => Err(io::Error::other("usage: port NAME | tcp PORT")),
+        _ => Err(io::Error::other(
+            "usage: port NAME | channel NAME | tcp PORT",
+        )),
     };
     match served {
         Ok(()) => ExitCode::SUCCESS,

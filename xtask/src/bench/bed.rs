@@ -1,8 +1,8 @@
-//! The VM that copies, forwards and connections are measured in: one of the daemon's, with two ways
-//! into it that the product knows nothing of. A second virtio-serial port shows what the channel
-//! allows, and a port of QEMU's leads to the guest's sshd.
+//! The VM that copies, forwards and connections are measured in: one of the daemon's, with ways into
+//! it that the product knows nothing of. One virtio-serial port is used bare, one carries a guest
+//! channel that leads to nothing, and a port of QEMU's leads to the guest's sshd.
 //!
-//! Product and floor share the VM, so both see the same guest at the same moment. The two are added
+//! Product and floor share the VM, so both see the same guest at the same moment. All is added
 //! to the command line by a script the daemon finds in place of QEMU.
 
 use super::pipe::Pipe;
@@ -12,6 +12,7 @@ use crate::text::say;
 use crate::{programs, workspace};
 use anyhow::{Context, Result, bail, ensure};
 use slicer_api::{CopyIn, CopyMode, ExecBuffered, ExecRequest};
+use slicer_channel::{ChannelError, ChannelStream};
 use slicer_client::{Client, Sending};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
@@ -23,9 +24,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::process::Command;
+use tokio_util::task::AbortOnDropHandle;
 
-/// The port's name in the guest.
-const PORT_NAME: &str = "slicer.bench";
+/// The ports' names, in the guest and of their sockets here.
+const PORTS: [&str; 2] = ["slicer.bare", "slicer.mux"];
 /// Where the guest's end of the measurements is.
 const TOOL: &str = "/usr/local/bin/slicer-bench-guest";
 /// Its listener on the guest's loopback.
@@ -44,6 +46,10 @@ pub(super) struct Bed {
     ssh_port: u16,
     /// The bare port.
     pub(super) port: Pipe<UnixStream>,
+    /// A stream of the guest channel on a port of its own, with no agent behind it.
+    pub(super) stream: Pipe<ChannelStream>,
+    /// What moves the channel's bytes.
+    _driver: AbortOnDropHandle<ChannelError>,
 }
 
 impl Bed {
@@ -52,8 +58,7 @@ impl Bed {
         say("A VM with a bare port and a way to its sshd");
         let programs = programs()?;
         let ssh_port = free_port()?;
-        let socket = dir.join("bench.sock");
-        let finding = instead_of_qemu(dir, &socket, ssh_port)?;
+        let finding = instead_of_qemu(dir, ssh_port)?;
         let daemon = Daemon::start_finding(&programs.join("slicer-mac"), dir, &finding).await?;
         let client = daemon.client()?;
         let vm = create(&client).await?;
@@ -86,11 +91,15 @@ impl Bed {
             )
             .await
             .with_context(|| format!("cannot copy {}: run `make bench`", tool.display()))?;
-        // The port is hung up for the guest until somebody is at its other end.
-        let port = UnixStream::connect(&socket).await;
-        let port = Pipe(port.with_context(|| format!("cannot connect to {}", socket.display()))?);
+        // The ports are hung up for the guest until somebody is at their other ends.
+        let [bare, mux] = PORTS.map(|name| dir.join(name));
+        let port = UnixStream::connect(&bare).await;
+        let port = Pipe(port.with_context(|| format!("cannot connect to {}", bare.display()))?);
+        let channel = UnixStream::connect(&mux).await;
+        let channel = channel.with_context(|| format!("cannot connect to {}", mux.display()))?;
         for args in [
-            ["port".to_owned(), PORT_NAME.to_owned()],
+            ["port".to_owned(), PORTS[0].to_owned()],
+            ["channel".to_owned(), PORTS[1].to_owned()],
             ["tcp".to_owned(), TCP_PORT.to_string()],
         ] {
             let request = ExecRequest {
@@ -102,6 +111,12 @@ impl Bed {
             };
             client.start_background(&vm, &request).await?;
         }
+        let connecting = slicer_channel::connect(channel, slicer_channel::wire::HELLO);
+        let (mux, driver) = tokio::time::timeout(SETTLE_TIME, connecting)
+            .await
+            .context("nobody in the guest speaks the channel's protocol")??;
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        let stream = Pipe(mux.open().await?);
         let bed = Self {
             daemon,
             client,
@@ -109,6 +124,8 @@ impl Bed {
             dir: dir.to_owned(),
             ssh_port,
             port,
+            stream,
+            _driver: driver,
         };
         bed.let_ssh_in().await?;
         Ok(bed)
@@ -268,7 +285,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Makes the script, and a `PATH` on which it comes first.
-fn instead_of_qemu(dir: &Path, socket: &Path, ssh_port: u16) -> Result<OsString> {
+fn instead_of_qemu(dir: &Path, ssh_port: u16) -> Result<OsString> {
     let name = if cfg!(target_arch = "aarch64") {
         "qemu-system-aarch64"
     } else {
@@ -290,19 +307,21 @@ more=
 for arg; do
 	shift
 	case $arg in
-	virtio-serial-pci,*) arg=virtio-serial-pci,max_ports=3,vectors=9 ;;
+	virtio-serial-pci,*) arg=virtio-serial-pci,max_ports=4,vectors=11 ;;
 	virtserialport,chardev=agent,*) more=yes ;;
 	user,id=net,*) arg=$arg,hostfwd=tcp:127.0.0.1:{ssh_port}-:22 ;;
 	esac
 	set -- \"$@\" \"$arg\"
 done
 if [ \"$more\" ]; then
-	set -- \"$@\" -chardev 'socket,id=bench,server=on,wait=off,path={}' \\
-		-device virtserialport,chardev=bench,name={PORT_NAME}
+	for name in {}; do
+		set -- \"$@\" -chardev \"socket,id=$name,server=on,wait=off,path=$name\" \\
+			-device virtserialport,chardev=$name,name=$name
+	done
 fi
 exec '{}' \"$@\"
 ",
-        socket.display(),
+        PORTS.join(" "),
         qemu.display()
     );
     let script = bin.join(name);

@@ -1,4 +1,4 @@
-//! A TCP connection forwarded into a VM, and the bare port it has to share.
+//! A TCP connection forwarded into a VM, and the guest channel and the port that are below it.
 
 use super::bed::{Bed, TCP_PORT};
 use super::median;
@@ -25,12 +25,18 @@ pub(crate) struct Samples {
     pub(crate) forward_in: Vec<f64>,
     /// So many out of the guest, which a program there makes up.
     pub(crate) forward_out: Vec<f64>,
+    /// The same on a stream of the guest channel.
+    pub(crate) channel_in: Vec<f64>,
+    /// The same on a stream of the guest channel.
+    pub(crate) channel_out: Vec<f64>,
     /// The same over the bare port.
     pub(crate) port_in: Vec<f64>,
     /// The same over the bare port.
     pub(crate) port_out: Vec<f64>,
     /// A byte through the forward and back.
     pub(crate) forward_echo: Vec<f64>,
+    /// A byte on a stream of the guest channel and back.
+    pub(crate) channel_echo: Vec<f64>,
     /// A byte over the bare port and back.
     pub(crate) port_echo: Vec<f64>,
 }
@@ -41,15 +47,18 @@ impl Samples {
         let mib = |times: &[f64]| mib(self.bytes) / median(times);
         vec![
             format!(
-                "forward in {:.0} MiB/s, bare port {:.0}; out {:.0}, {:.0}",
+                "forward in {:.0} MiB/s, channel {:.0}, bare port {:.0}; out {:.0}, {:.0}, {:.0}",
                 mib(&self.forward_in),
+                mib(&self.channel_in),
                 mib(&self.port_in),
                 mib(&self.forward_out),
+                mib(&self.channel_out),
                 mib(&self.port_out),
             ),
             format!(
-                "a byte to and fro: forward {:.0} µs, bare port {:.0} µs",
+                "a byte to and fro: forward {:.0} µs, channel {:.0} µs, bare port {:.0} µs",
                 1e6 * median(&self.forward_echo),
+                1e6 * median(&self.channel_echo),
                 1e6 * median(&self.port_echo),
             ),
         ]
@@ -78,6 +87,8 @@ pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) 
                 samples.forward_in.push(forward.pipe.give(bytes).await?);
                 samples.forward_out.push(forward.pipe.take(bytes).await?);
             } else {
+                samples.channel_in.push(bed.stream.give(bytes).await?);
+                samples.channel_out.push(bed.stream.take(bytes).await?);
                 samples.port_in.push(bed.port.give(bytes).await?);
                 samples.port_out.push(bed.port.take(bytes).await?);
             }
@@ -88,6 +99,7 @@ pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) 
             if product {
                 samples.forward_echo.extend(forward.pipe.echo(BLOCK).await?);
             } else {
+                samples.channel_echo.extend(bed.stream.echo(BLOCK).await?);
                 samples.port_echo.extend(bed.port.echo(BLOCK).await?);
             }
         }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Bytes read or written at once.
 const PIECE: usize = 256 << 10;
 
-/// A stream to it: the bare port, or a forwarded connection.
+/// A stream to it: the bare port, one of the guest channel, or a forwarded connection.
 pub(super) struct Pipe<S>(pub(super) S);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Pipe<S> {
@@ -61,6 +61,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pipe<S> {
             let start = Instant::now();
             let mut byte = [7];
             self.0.write_all(&byte).await?;
+            self.0.flush().await?;
             self.0
                 .read_exact(&mut byte)
                 .await
@@ -73,6 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pipe<S> {
     async fn ask(&mut self, operation: u8, count: u64) -> Result<()> {
         let mut request = [operation; 9];
         request[1..].copy_from_slice(&count.to_be_bytes());
-        Ok(self.0.write_all(&request).await?)
+        self.0.write_all(&request).await?;
+        Ok(self.0.flush().await?)
     }
 }

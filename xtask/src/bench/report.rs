@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const NOISY_LOAD: f64 = 0.25;
 const NOISY_SPREAD: f64 = 1.25;
 
-/// A number and what it may be at most.
+/// A number and, where that is judged, what it may be at most.
 #[derive(Serialize)]
 pub(crate) struct Bar {
     name: &'static str,
@@ -24,8 +24,9 @@ pub(crate) struct Bar {
     /// Absent for what was measured once.
     #[serde(skip_serializing_if = "Option::is_none")]
     estimate: Option<Estimate>,
-    limit: f64,
-    pass: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<f64>,
+    pass: Option<bool>,
 }
 
 impl Bar {
@@ -44,8 +45,17 @@ impl Bar {
             what,
             value,
             estimate: None,
-            limit,
-            pass: value <= limit,
+            limit: Some(limit),
+            pass: Some(value <= limit),
+        }
+    }
+
+    /// A ratio that is good to know.
+    pub(crate) fn note(name: &'static str, what: &'static str, e: Estimate) -> Self {
+        Self {
+            limit: None,
+            pass: None,
+            ..Self::ratio(name, what, e, f64::INFINITY)
         }
     }
 
@@ -55,8 +65,13 @@ impl Bar {
             self.name.to_owned(),
             format!("{:.2}", self.value),
             interval.unwrap_or_default(),
-            format!("≤ {}", self.limit),
-            if self.pass { "pass" } else { "MISS" }.to_owned(),
+            self.limit.map(|l| format!("≤ {l}")).unwrap_or_default(),
+            match self.pass {
+                Some(true) => "pass",
+                Some(false) => "MISS",
+                None => "",
+            }
+            .to_owned(),
             self.what.to_owned(),
         ]
     }

@@ -1,4 +1,5 @@
-//! A large file into a VM and out of it: by the product, over the bare port and by scp.
+//! A large file into a VM and out of it: by the product, and by scp; and as many bytes over the guest
+//! channel and over a bare port.
 
 use super::bed::{Bed, seconds};
 use super::median;
@@ -21,6 +22,10 @@ pub(crate) struct Samples {
     pub(crate) cp_in: Vec<f64>,
     /// `slicer vm cp VM:FILE FILE`.
     pub(crate) cp_out: Vec<f64>,
+    /// As many bytes on a stream of the guest channel, which the guest throws away.
+    pub(crate) channel_in: Vec<f64>,
+    /// As many bytes on a stream of the guest channel, which the guest makes up.
+    pub(crate) channel_out: Vec<f64>,
     /// As many bytes over the bare port, which the guest throws away.
     pub(crate) port_in: Vec<f64>,
     /// As many bytes over the bare port, which the guest makes up.
@@ -39,17 +44,20 @@ impl Samples {
         let mib = |times: &[f64]| bytes_f64(self.bytes) / f64::from(1 << 20) / median(times);
         vec![
             format!(
-                "{} MiB in: cp {:.0} MiB/s, bare port {:.0}, bare port to a file {:.0}, scp {:.0}",
+                "{} MiB in: cp {:.0} MiB/s, channel {:.0}, bare port {:.0}, bare port to a file \
+                 {:.0}, scp {:.0}",
                 self.bytes >> 20,
                 mib(&self.cp_in),
+                mib(&self.channel_in),
                 mib(&self.port_in),
                 mib(&self.port_file_in),
                 mib(&self.scp_in),
             ),
             format!(
-                "{} MiB out: cp {:.0} MiB/s, bare port {:.0}, scp {:.0}",
+                "{} MiB out: cp {:.0} MiB/s, channel {:.0}, bare port {:.0}, scp {:.0}",
                 self.bytes >> 20,
                 mib(&self.cp_out),
+                mib(&self.channel_out),
                 mib(&self.port_out),
                 mib(&self.scp_out),
             ),
@@ -89,6 +97,8 @@ pub(crate) async fn measure(
                 samples.cp_out.push(seconds(copy).await?);
                 same(&file, &back)?;
             } else {
+                samples.channel_in.push(bed.stream.give(bytes).await?);
+                samples.channel_out.push(bed.stream.take(bytes).await?);
                 samples.port_in.push(bed.port.give(bytes).await?);
                 samples.port_out.push(bed.port.take(bytes).await?);
                 let with_file = bed.port.give_file(bytes).await?;
