@@ -235,10 +235,11 @@ impl UploadManifest {
             gid: self.gid,
             permissions: bits.map(permissions).transpose()?,
             // Of no meaning otherwise, and not checked.
-            source_name: mode
-                .is_v1()
-                .then(|| self.source_name.clone().into_bytes())
-                .unwrap_or_default(),
+            source_name: if mode.is_v1() {
+                self.source_name.clone().into_bytes()
+            } else {
+                Vec::new()
+            },
             copy_contents: mode.is_v1() && self.copy_contents,
             ..CopyIn::new(mode, self.destination.as_bytes())
         })
