@@ -234,8 +234,13 @@ impl UploadManifest {
             uid: self.uid,
             gid: self.gid,
             permissions: bits.map(permissions).transpose()?,
-            source_name: self.source_name.clone().into_bytes(),
-            copy_contents: self.copy_contents,
+            // Of no meaning otherwise, and not checked.
+            source_name: if mode.is_v1() {
+                self.source_name.clone().into_bytes()
+            } else {
+                Vec::new()
+            },
+            copy_contents: mode.is_v1() && self.copy_contents,
             ..CopyIn::new(mode, self.destination.as_bytes())
         })
     }
@@ -356,6 +361,10 @@ mod tests {
         let empty = r#"{"version":1,"mode":"tar","destination":"~/d","size":0,"chunks":null}"#;
         let copy = manifest(empty).unwrap();
         assert_eq!(copy, CopyIn::new(CopyMode::Tar, "~/d"));
+        // Of no meaning in version 1, and so nobody's.
+        let named = r#"{"version":1,"mode":"tar","destination":"~/d","size":0,"source_name":"../x",
+            "copy_contents":true}"#;
+        assert_eq!(manifest(named), Ok(CopyIn::new(CopyMode::Tar, "~/d")));
     }
 
     #[test]
