@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod listen;
 mod many;
+mod memory;
 mod power;
 mod shell;
 mod stats;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         stats::trials(&tour),
         shell::trials(&tour),
         cp::trials(&tour),
+        memory::trials(&tour),
         forward::trials(&tour),
         lifecycle::trials(),
         crash::trials(),
