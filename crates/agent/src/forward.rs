@@ -26,8 +26,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// Clients wait 10 s for an answer.
 const DIAL_TIME: Duration = Duration::from_secs(8);
-/// What is read ahead in each direction, and the largest message sent, bytes.
-const PIECE: usize = 64 << 10;
+/// What is read ahead in each direction, bytes: each time, the program at the other end is woken.
+const AHEAD: usize = 256 << 10;
+/// The largest message sent, bytes.
+const MESSAGE: usize = 64 << 10;
 /// How long the other end has to finish when a WebSocket is closed.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
 
@@ -168,7 +170,7 @@ async fn dial(target: &ForwardTarget) -> io::Result<Box<dyn Stream>> {
 /// Passes bytes both ways until both directions have ended, or one breaks.
 async fn splice(mut client: impl AsyncRead + AsyncWrite + Unpin, mut target: Box<dyn Stream>) {
     // How it ended is known to both ends.
-    let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut target, PIECE, PIECE).await;
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut target, AHEAD, AHEAD).await;
 }
 
 /// Passes a WebSocket's messages to the target, and what it answers back.
@@ -189,7 +191,7 @@ async fn relay(socket: Socket, target: Box<dyn Stream>) {
         let _ = to_target.shutdown().await;
     };
     let outbound = async {
-        let mut buffer = vec![0; PIECE];
+        let mut buffer = vec![0; MESSAGE];
         loop {
             match from_target.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,

@@ -4,7 +4,7 @@
 use crate::{DONE, PIECE, find_port};
 use slicer_channel::ChannelStream;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,6 +13,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// `O_NONBLOCK` of all our architectures.
 const NONBLOCK: i32 = 0o4000;
+const PAGE: usize = 4096;
+/// Pages read at once.
+const PAGES: usize = 16;
 
 /// Serves the port of this name until the host leaves.
 pub(crate) fn serve(name: &str) -> io::Result<()> {
@@ -87,7 +90,13 @@ impl AsyncRead for Port {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            if let Ok(read) = guard.try_io(|port| port.get_ref().read(buf.initialize_unfilled())) {
+            // The driver gives one page at a time at the most.
+            let read = guard.try_io(|port| {
+                let pages = buf.initialize_unfilled().chunks_mut(PAGE).take(PAGES);
+                let mut pages: Vec<_> = pages.map(IoSliceMut::new).collect();
+                port.get_ref().read_vectored(&mut pages)
+            });
+            if let Ok(read) = read {
                 buf.advance(read?);
                 return Poll::Ready(Ok(()));
             }

@@ -20,6 +20,7 @@ mod lifecycle;
 mod limits;
 mod listen;
 mod many;
+mod memory;
 mod power;
 mod shell;
 mod stats;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         stats::trials(&tour),
         shell::trials(&tour),
         cp::trials(&tour),
+        memory::trials(&tour),
         forward::trials(&tour),
         agent::trials(),
         lifecycle::trials(),
