@@ -125,7 +125,7 @@ impl Args {
                 transfer_bytes: 256 << 20,
                 // An scp takes as long as several of the others.
                 scp_pairs: self.pairs.min(8),
-                tree_pairs: self.pairs,
+                tree_pairs: self.pairs.min(8),
                 tree_files: 5000,
                 forward_pairs: self.pairs,
                 echo_blocks: 20,
