@@ -246,6 +246,22 @@ mod tests {
     }
 
     #[test]
+    fn only_emulated_guests_do_without_rep_movsb() {
+        assert!(line(&spec(), Accelerator::Tcg).contains("-cpu max,erms=off "));
+        assert!(line(&spec(), Accelerator::Kvm).contains("-cpu host "));
+    }
+
+    #[test]
+    fn each_queue_of_the_channel_has_an_interrupt() {
+        let line = line(&spec(), Accelerator::Tcg);
+        // Two queues for the console's port, the agent's and the device itself, and one for changes.
+        assert!(
+            line.contains("virtio-serial-pci,max_ports=2,vectors=7 "),
+            "{line}"
+        );
+    }
+
+    #[test]
     fn arm_guests_get_a_virt_machine() {
         let spec = MachineSpec {
             arch: Arch::Aarch64,

@@ -87,7 +87,10 @@ async fn peak(bed: &Bed, what: &'static str, command: Command) -> Result<Peak> {
     forget(bed).await?;
     let seconds = seconds(command).await?;
     let said = bed
-        .says("grep -h VmHWM $(grep -l @slicer-agent /proc/[0-9]*/cmdline | sed s/cmdline/status/)")
+        .says(
+            "grep -hs VmHWM $(grep -ls @slicer-agent /proc/[0-9]*/cmdline | \
+             sed s/cmdline/status/); true",
+        )
         .await?;
     let agent = said
         .lines()
@@ -106,8 +109,8 @@ async fn forget(bed: &Bed) -> Result<()> {
     let path = format!("/proc/{}/clear_refs", bed.daemon_pid());
     fs::write(&path, "5").with_context(|| format!("cannot write {path}"))?;
     bed.says(
-        "for f in $(grep -l @slicer-agent /proc/[0-9]*/cmdline); do \
-         echo 5 > ${f%cmdline}clear_refs; done",
+        "for f in $(grep -ls @slicer-agent /proc/[0-9]*/cmdline); do \
+         echo 5 > ${f%cmdline}clear_refs; done 2>/dev/null; true",
     )
     .await
     .map(drop)

@@ -174,6 +174,11 @@ struct Raw {
 }
 
 impl Raw {
+    /// Whether nothing was measured.
+    fn is_empty(&self) -> bool {
+        self.story().is_empty()
+    }
+
     /// Where time and memory go, for people.
     fn story(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -208,7 +213,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let measured = runtime.block_on(unless_interrupted(measure(plan, dir.path())));
+    let mut raw = Raw::default();
+    let measured = runtime.block_on(unless_interrupted(measure(plan, dir.path(), &mut raw)));
     if measured.is_err() {
         say("The daemon's last lines:");
         let log = daemon::log(dir.path());
@@ -216,22 +222,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             say(&format!("    {line}"));
         }
     }
-    let (accelerator, raw) = measured?;
+    let accelerator = floor::Floor::of(dir.path()).map(|floor| floor.accelerator);
     dir.close()
         .context("cannot remove the daemon's directory")?;
+    // What was measured before something failed took its time, too.
+    if raw.is_empty() {
+        return measured;
+    }
     let report = Report {
         bars: bars::of(&raw),
-        environment: environment.complete(accelerator, raw.launch.as_ref()),
+        environment: environment.complete(accelerator.unwrap_or_default(), raw.launch.as_ref()),
         plan,
         raw,
     };
     report.show();
     let file = report.write(&workspace()?.join("bench/results"))?;
     say(&format!("\nEvery sample is in {}", file.display()));
-    Ok(())
+    measured
 }
 
-async fn measure(plan: Plan, dir: &Path) -> Result<(String, Raw)> {
+async fn measure(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
     let programs = programs()?;
     let layout = workspace()?
         .join("target/guest")
@@ -241,7 +251,6 @@ async fn measure(plan: Plan, dir: &Path) -> Result<(String, Raw)> {
     fs::write(&file, configuration(&layout))
         .with_context(|| format!("cannot write {}", file.display()))?;
 
-    let mut raw = Raw::default();
     let daemon = Daemon::start(&programs.join("slicer-mac"), dir).await?;
     let client = daemon.client()?;
     say("Preparing the image, with a first launch");
@@ -254,7 +263,7 @@ async fn measure(plan: Plan, dir: &Path) -> Result<(String, Raw)> {
     daemon.stop(false).await?;
 
     if plan.idle_seconds > 0 || plan.exec_rounds > 0 {
-        measure_small(plan, dir, &mut raw).await?;
+        measure_small(plan, dir, raw).await?;
     }
     let in_bed = [
         plan.transfer_pairs,
@@ -263,9 +272,9 @@ async fn measure(plan: Plan, dir: &Path) -> Result<(String, Raw)> {
         plan.connect_pairs,
     ];
     if in_bed.iter().any(|pairs| *pairs > 0) || plan.memory_bytes > 0 {
-        measure_in_bed(plan, dir, &mut raw).await?;
+        measure_in_bed(plan, dir, raw).await?;
     }
-    Ok((floor.accelerator, raw))
+    Ok(())
 }
 
 /// Measures what is small, in a daemon that has unpacked nothing: what users' daemons are on all
