@@ -24,10 +24,15 @@ fn names(dir: &Path) -> Vec<String> {
 
 /// An archive of one file of ten bytes, as tar(1) begins it.
 fn header() -> Vec<u8> {
+    header_of(b"00000000012")
+}
+
+/// The same of a file of so many bytes, in octal.
+fn header_of(size: &[u8; 11]) -> Vec<u8> {
     let mut header = vec![0; 512];
     header[0] = b'f';
     header[100..107].copy_from_slice(b"0000644");
-    header[124..135].copy_from_slice(b"00000000012");
+    header[124..135].copy_from_slice(size);
     header[156] = b'0';
     header[148..156].fill(b' ');
     let sum: u32 = header.iter().map(|b| u32::from(*b)).sum();
@@ -85,7 +90,8 @@ async fn a_guest_that_breaks_off_or_lies_leaves_nothing() {
 #[tokio::test]
 async fn a_copy_that_is_left_leaves_nothing() {
     for mode in [CopyMode::Binary, CopyMode::Tar] {
-        let half = [&header()[..], b"hal"].concat();
+        // Half of 2 MiB, which is more than waits in memory.
+        let half = [header_of(b"00010000000"), vec![b'h'; 1 << 20]].concat();
         let daemon = FakeDaemon::start(move |_| {
             let (sender, mut reply) = support::streamed();
             let text = String::from_utf8(half.clone()).unwrap();
@@ -109,8 +115,13 @@ async fn a_copy_that_is_left_leaves_nothing() {
             None,
             Arc::new(move |_, _| told.notify_one()),
         );
-        // What has arrived may wait in memory for more, or be on its way under some other name.
-        let left = arrived.notified();
+        let left = async {
+            arrived.notified().await;
+            // It is on its way under some other name.
+            while !unfinished(dir.path()) {
+                tokio::task::yield_now().await;
+            }
+        };
         tokio::select! {
             copied = copying => panic!("{copied:?}"),
             done = tokio::time::timeout(Duration::from_secs(10), left) => done.unwrap(),
