@@ -1,25 +1,29 @@
 //! A VM is an actor: one task owns its machine and its state. All that happens to it goes through
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
+mod disk;
+mod handle;
+mod launch;
+
+pub(crate) use disk::{DiskGate, remove_files};
+pub(crate) use handle::{Phase, View, VmHandle};
+
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
-use crate::record::VmRecord;
+use crate::record::{DiskKind, VmRecord};
 use crate::supervisor::Shared;
 use crate::tags;
-use slicer_api::{
-    ApiError, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
-};
-use slicer_machine::{
-    Boot, Disk, DiskFormat, Machine, MachineError, MachineSpec, MachineState, StopReason,
-    UserNetwork,
-};
+use handle::{Command, Reply};
+use launch::{import_keys, launch};
+use slicer_api::{ApiError, Identity, NetworkIdentity, ShutdownAction, TagsChange};
+use slicer_machine::{Machine, MachineError, MachineState, StopReason};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -27,173 +31,6 @@ use tracing::{info, warn};
 const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
-
-/// What a VM is doing, finer than the API tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Its image, disk or machine is being made.
-    Launching,
-    /// Its machine runs.
-    Running,
-    /// Its machine is paused.
-    Paused,
-    /// It was asked to power off.
-    Stopping,
-    /// It is off, its disk is kept. After a failure, with its reason.
-    Stopped(Option<String>),
-    /// It is gone for good. After a failure, with its reason.
-    Gone(Option<ApiError>),
-}
-
-/// A VM as everybody may see it.
-#[derive(Clone)]
-pub(crate) struct View {
-    pub(crate) phase: Phase,
-    /// The guest is sane and knows who it is.
-    pub(crate) ready: bool,
-    pub(crate) machine: Option<Arc<dyn Machine>>,
-    pub(crate) tags: Arc<Vec<String>>,
-}
-
-impl View {
-    pub(crate) fn status(&self) -> NodeStatus {
-        match self.phase {
-            Phase::Launching | Phase::Running | Phase::Stopping => NodeStatus::Running,
-            Phase::Paused => NodeStatus::Paused,
-            Phase::Stopped(_) | Phase::Gone(_) => NodeStatus::Stopped,
-        }
-    }
-}
-
-type Reply = oneshot::Sender<Result<(), ApiError>>;
-
-enum Command {
-    Pause(Reply),
-    Resume(Reply),
-    Shutdown(ShutdownAction, Reply),
-    Relaunch(Reply),
-    Delete(Reply),
-    Tags(TagsChange, oneshot::Sender<Result<Vec<String>, ApiError>>),
-    /// The daemon stops: shut down what is kept, delete the rest. `force` switches off at once.
-    Retire {
-        force: bool,
-        reply: Reply,
-    },
-}
-
-/// What everybody but the actor holds of a VM.
-#[derive(Clone)]
-pub(crate) struct VmHandle {
-    /// As it was when the VM was made or found; its tags may have changed since.
-    pub(crate) record: Arc<VmRecord>,
-    /// What of it this host can reach.
-    pub(crate) forwards: Mappings,
-    mailbox: mpsc::Sender<Command>,
-    pub(crate) view: watch::Receiver<View>,
-}
-
-impl VmHandle {
-    /// The tags it has now.
-    pub(crate) fn tags(&self) -> Arc<Vec<String>> {
-        self.view.borrow().tags.clone()
-    }
-
-    /// The VM as lists show it.
-    pub(crate) fn node(&self) -> Node {
-        let view = self.view.borrow();
-        self.record.node(view.status(), view.tags.to_vec())
-    }
-
-    /// Changes its tags; answers with all it has then, once they are durable.
-    pub(crate) async fn change_tags(&self, change: TagsChange) -> Result<Vec<String>, ApiError> {
-        let (tx, rx) = oneshot::channel();
-        let sent = self.mailbox.send(Command::Tags(change, tx)).await;
-        sent.map_err(|_| self.gone())?;
-        rx.await.map_err(|_| self.gone())?
-    }
-
-    fn gone(&self) -> ApiError {
-        ApiError::not_found(format!("VM {:?} not found", self.record.hostname))
-    }
-
-    async fn call(&self, make: impl FnOnce(Reply) -> Command) -> Result<(), ApiError> {
-        let (tx, rx) = oneshot::channel();
-        let sent = self.mailbox.send(make(tx)).await;
-        sent.map_err(|_| self.gone())?;
-        rx.await.map_err(|_| self.gone())?
-    }
-
-    pub(crate) async fn pause(&self) -> Result<(), ApiError> {
-        self.call(Command::Pause).await
-    }
-
-    pub(crate) async fn resume(&self) -> Result<(), ApiError> {
-        self.call(Command::Resume).await
-    }
-
-    /// Answers once the guest was asked; it goes down by itself after that.
-    pub(crate) async fn shutdown(&self, action: ShutdownAction) -> Result<(), ApiError> {
-        self.call(|reply| Command::Shutdown(action, reply)).await
-    }
-
-    /// Starts a stopped VM again, or one that is being stopped as soon as it is; answers once its
-    /// machine runs.
-    pub(crate) async fn relaunch(&self) -> Result<(), ApiError> {
-        self.call(Command::Relaunch).await?;
-        self.launched().await
-    }
-
-    /// Answers once nothing is left of the VM.
-    pub(crate) async fn delete(&self) -> Result<(), ApiError> {
-        self.call(Command::Delete).await
-    }
-
-    /// Answers once the VM is off, and deleted unless it is kept.
-    pub(crate) async fn retire(&self, force: bool) -> Result<(), ApiError> {
-        self.call(|reply| Command::Retire { force, reply }).await
-    }
-
-    /// Waits until the machine runs, or tells why it never will.
-    pub(crate) async fn launched(&self) -> Result<(), ApiError> {
-        self.until(|v| v.phase != Phase::Launching).await
-    }
-
-    /// Waits until the guest's userdata has run, or tells why it never will. The caller bounds it.
-    pub(crate) async fn userdata_ran(&self) -> Result<(), ApiError> {
-        self.ready().await?;
-        let machine = self.view.borrow().machine.clone();
-        let Some(machine) = machine else {
-            return self.launched().await;
-        };
-        tokio::select! {
-            ran = guest::wait_userdata(&*machine) => ran.map_err(|e| e.to_api(&self.record.hostname)),
-            // Only a VM that is off again isn't ready any more.
-            gone = self.until(|_| false) => gone,
-        }
-    }
-
-    /// Waits until the guest is ready, or tells why it never will be. The caller bounds it.
-    pub(crate) async fn ready(&self) -> Result<(), ApiError> {
-        self.until(|v| v.ready).await
-    }
-
-    async fn until(&self, there: impl Fn(&View) -> bool) -> Result<(), ApiError> {
-        let mut view = self.view.clone();
-        let done = |v: &View| there(v) || matches!(v.phase, Phase::Stopped(_) | Phase::Gone(_));
-        let name = &self.record.hostname;
-        match view.wait_for(done).await.map(|v| v.phase.clone()) {
-            Ok(Phase::Stopped(why)) => Err(ApiError::internal(match why {
-                Some(why) => format!("VM {name} stopped: {why}"),
-                None => format!("VM {name} stopped"),
-            })),
-            Ok(Phase::Gone(Some(e))) => Err(e),
-            Ok(Phase::Gone(None)) | Err(_) => {
-                Err(ApiError::not_found(format!("VM {name:?} was deleted")))
-            }
-            Ok(_) => Ok(()),
-        }
-    }
-}
 
 /// Makes the actor of a VM whose record is on disk. `stopped` VMs wait for a relaunch, the others
 /// are launched at once. Returns the handle and the actor, which the supervisor runs.
@@ -267,11 +104,9 @@ enum Progress {
     Overdue(Duration),
 }
 
-type DiskUsed = crate::record::DiskKind;
-
 /// What came of a launch.
 struct Launched {
-    disk: DiskUsed,
+    disk: DiskKind,
     machine: Arc<dyn Machine>,
     /// Keys that were not known before.
     imported_keys: Option<Vec<String>>,
@@ -712,152 +547,6 @@ impl Vm {
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
         }
     }
-}
-
-/// Keeps a clone that was called off, but runs on in its thread, from leaving a disk behind.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct DiskGate(Arc<Mutex<bool>>);
-
-impl DiskGate {
-    /// Does `make` unless the gate is closed.
-    pub(crate) fn pass<T>(&self, make: impl FnOnce() -> T) -> Option<T> {
-        let closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *closed { None } else { Some(make()) }
-    }
-
-    /// Waits for what has passed, closes the gate for good and does `end`.
-    fn close<T>(&self, end: impl FnOnce() -> T) -> T {
-        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *closed = true;
-        end()
-    }
-}
-
-/// Removes what there is of a VM on disk.
-pub(crate) fn remove_files(work: &crate::workdir::WorkDir, name: &str) -> Result<(), DaemonError> {
-    let (disk, doomed) = (work.disk(name), work.doomed_disk(name));
-    match std::fs::rename(&disk, &doomed) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(DaemonError::io("remove", disk)(e));
-        }
-        _ => {}
-    }
-    for dir in [work.run(name)] {
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(DaemonError::io("remove", dir)(e));
-            }
-            _ => {}
-        }
-    }
-    let console = work.console(name);
-    match std::fs::remove_file(&console) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(DaemonError::io("remove", console)(e));
-        }
-        _ => {}
-    }
-    VmRecord::remove(work, name)?;
-    match std::fs::remove_file(&doomed) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(DaemonError::io("remove", doomed)(e))
-        }
-        _ => Ok(()),
-    }
-}
-
-async fn launch(
-    shared: &Shared,
-    image: &GroupImage,
-    record: &VmRecord,
-    (gateway, prefix): (Ipv4Addr, u8),
-    gate: DiskGate,
-) -> Result<(DiskUsed, Arc<dyn Machine>), DaemonError> {
-    let started = Instant::now();
-    let prepared = image.prepare().await?;
-    let name = &record.hostname;
-    let disk = match record.disk {
-        Some(kind) if shared.work.disk(name).exists() => kind,
-        _ => {
-            let formats = &shared.hypervisor.capabilities().disk_formats;
-            image
-                .clone_disk(name, record.is_kept(), formats, gate)
-                .await?
-        }
-    };
-    let state_dir = shared.work.run(name);
-    std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
-    let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
-    cmdline.push_str(KERNEL_ARGS);
-    let spec = MachineSpec {
-        name: name.clone(),
-        arch: shared.arch,
-        cpus: record.cpus,
-        memory_bytes: record.ram_bytes,
-        boot: Boot {
-            kernel: prepared.boot.kernel.clone(),
-            initramfs: prepared.boot.initramfs.clone(),
-            cmdline,
-        },
-        disks: vec![
-            Disk {
-                id: "root",
-                path: shared.work.disk(name),
-                format: disk.into(),
-                read_only: false,
-                flush: record.is_kept(),
-            },
-            Disk {
-                id: "modules",
-                path: prepared.boot.modules.clone(),
-                format: DiskFormat::Raw,
-                read_only: true,
-                flush: true,
-            },
-        ],
-        network: Some(UserNetwork {
-            mac: record.mac(),
-            address: record.ip,
-            gateway,
-            dns: resolver(gateway, prefix),
-            prefix,
-        }),
-        console: shared.work.console(name),
-        state_dir,
-    };
-    let machine = shared.hypervisor.launch(spec).await?;
-    info!("{name}: launched in {:.0?}", started.elapsed());
-    Ok((disk, Arc::from(machine)))
-}
-
-/// The keys of the user a VM's record names, unless they are in it. A VM whose configuration has
-/// such a user starts without them when they can't be had, and asks again at its next start.
-async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Vec<String>> {
-    if record.import_user.is_empty() || record.imported_keys.is_some() {
-        return None;
-    }
-    match shared.github.keys(&record.import_user).await {
-        Ok(keys) => Some(keys),
-        Err(e) => {
-            warn!("{}: {}", record.hostname, e.message);
-            None
-        }
-    }
-}
-
-/// Nothing below notices, because every byte on an emulated console costs; no self-tests of
-/// ciphers; a panic ends the VM, which its daemon sees.
-const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
-
-/// The address of the user-mode network's own resolver: the last of the network that is free.
-fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
-    let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-    let last = (u32::from(gateway) | host_bits) - 1;
-    Ipv4Addr::from(if last == u32::from(gateway) {
-        last - 1
-    } else {
-        last
-    })
 }
 
 async fn bring_up(mut attendant: Attendant) -> Progress {

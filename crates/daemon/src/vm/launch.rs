@@ -1,0 +1,106 @@
+//! From a VM's record to its machine.
+
+use super::disk::DiskGate;
+use crate::DaemonError;
+use crate::images::GroupImage;
+use crate::record::{DiskKind, VmRecord};
+use crate::supervisor::Shared;
+use slicer_machine::{Boot, Disk, DiskFormat, Machine, MachineSpec, UserNetwork};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+use tracing::{info, warn};
+
+pub(super) async fn launch(
+    shared: &Shared,
+    image: &GroupImage,
+    record: &VmRecord,
+    (gateway, prefix): (Ipv4Addr, u8),
+    gate: DiskGate,
+) -> Result<(DiskKind, Arc<dyn Machine>), DaemonError> {
+    let started = Instant::now();
+    let prepared = image.prepare().await?;
+    let name = &record.hostname;
+    let disk = match record.disk {
+        Some(kind) if shared.work.disk(name).exists() => kind,
+        _ => {
+            let formats = &shared.hypervisor.capabilities().disk_formats;
+            image
+                .clone_disk(name, record.is_kept(), formats, gate)
+                .await?
+        }
+    };
+    let state_dir = shared.work.run(name);
+    std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
+    let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
+    cmdline.push_str(KERNEL_ARGS);
+    let spec = MachineSpec {
+        name: name.clone(),
+        arch: shared.arch,
+        cpus: record.cpus,
+        memory_bytes: record.ram_bytes,
+        boot: Boot {
+            kernel: prepared.boot.kernel.clone(),
+            initramfs: prepared.boot.initramfs.clone(),
+            cmdline,
+        },
+        disks: vec![
+            Disk {
+                id: "root",
+                path: shared.work.disk(name),
+                format: disk.into(),
+                read_only: false,
+                flush: record.is_kept(),
+            },
+            Disk {
+                id: "modules",
+                path: prepared.boot.modules.clone(),
+                format: DiskFormat::Raw,
+                read_only: true,
+                flush: true,
+            },
+        ],
+        network: Some(UserNetwork {
+            mac: record.mac(),
+            address: record.ip,
+            gateway,
+            dns: resolver(gateway, prefix),
+            prefix,
+        }),
+        console: shared.work.console(name),
+        state_dir,
+    };
+    let machine = shared.hypervisor.launch(spec).await?;
+    info!("{name}: launched in {:.0?}", started.elapsed());
+    Ok((disk, Arc::from(machine)))
+}
+
+/// The keys of the user a VM's record names, unless they are in it. A VM whose configuration has
+/// such a user starts without them when they can't be had, and asks again at its next start.
+pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Vec<String>> {
+    if record.import_user.is_empty() || record.imported_keys.is_some() {
+        return None;
+    }
+    match shared.github.keys(&record.import_user).await {
+        Ok(keys) => Some(keys),
+        Err(e) => {
+            warn!("{}: {}", record.hostname, e.message);
+            None
+        }
+    }
+}
+
+/// Nothing below notices, because every byte on an emulated console costs; no self-tests of
+/// ciphers; a panic ends the VM, which its daemon sees.
+const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
+
+/// The address of the user-mode network's own resolver: the last of the network that is free.
+fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
+    let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
+    let last = (u32::from(gateway) | host_bits) - 1;
+    Ipv4Addr::from(if last == u32::from(gateway) {
+        last - 1
+    } else {
+        last
+    })
+}
