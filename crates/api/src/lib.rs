@@ -6,6 +6,7 @@
 //! integer nanoseconds.
 
 mod background;
+mod commit;
 mod cp;
 mod duration;
 mod endpoint;
@@ -26,6 +27,10 @@ pub use background::{
     BackgroundExec, DEFAULT_KILL_GRACE, DEFAULT_RING, DEFAULT_WAIT, ExecInfo, KillRequest,
     KillSignal, Killed, LogFrame, LogsRequest, MAX_WAIT, RING_BUDGET, Reaped, WaitExit,
     wait_exit_limit,
+};
+pub use commit::{
+    Commit, CommitRequest, Committed, DeletedCommit, Fixup, ForkRequest, ForkWait, Forked, TagMode,
+    is_commit_id,
 };
 pub use cp::{
     CopyIn, CopyMode, CopyOut, FILE_MODE_HEADER, Found, OCTETS, Placement, PlacementError,

@@ -165,6 +165,12 @@ pub struct NodeDetail {
     pub storage: String,
     /// The reference of the image it was made from.
     pub image: String,
+    /// The newest commit of its disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_id: Option<String>,
+    /// The commit it was forked from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_commit_id: Option<String>,
     /// Its network.
     pub network: NodeNetwork,
     /// What of it the daemon's host can reach.
@@ -273,7 +279,7 @@ pub struct CreateNode {
     clippy::trivially_copy_pass_by_ref,
     reason = "serde's skip_serializing_if wants it"
 )]
-fn is_zero_u32(n: &u32) -> bool {
+pub(crate) fn is_zero_u32(n: &u32) -> bool {
     *n == 0
 }
 
@@ -281,7 +287,7 @@ fn is_zero_u32(n: &u32) -> bool {
     clippy::trivially_copy_pass_by_ref,
     reason = "serde's skip_serializing_if wants it"
 )]
-fn is_zero_u64(n: &u64) -> bool {
+pub(crate) fn is_zero_u64(n: &u64) -> bool {
     *n == 0
 }
 

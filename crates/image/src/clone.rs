@@ -1,8 +1,9 @@
 //! Disks: clones of a base image, grown to the size a virtual machine asks for.
 
+use crate::ImageError;
 use crate::files::Partial;
+use crate::qcow2::{self, FileFormat};
 use crate::sparse::copy_sparse;
-use crate::{ImageError, qcow2};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -68,8 +69,8 @@ pub fn clone_disk(
     let mut reasons = Vec::new();
     for kind in options.kinds {
         let partial = match kind {
-            CloneKind::Reflink => reflink(base, dest, size),
-            CloneKind::Qcow2Overlay => overlay(base, dest, size),
+            CloneKind::Reflink => reflink(base, dest).and_then(|made| grow(made, size)),
+            CloneKind::Qcow2Overlay => overlay(base, FileFormat::Raw, dest, size),
             CloneKind::SparseCopy => copy(base, dest, size),
         };
         match partial {
@@ -97,7 +98,7 @@ pub fn clone_disk(
 }
 
 /// Whether the filesystem just has no reflinks, or not between these two places.
-fn means_cannot(error: &io::Error) -> bool {
+pub(crate) fn means_cannot(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let cannot = [
         Errno::OPNOTSUPP,
@@ -112,7 +113,8 @@ fn means_cannot(error: &io::Error) -> bool {
         || Errno::from_io_error(error).is_some_and(|errno| cannot.contains(&errno))
 }
 
-fn reflink(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
+/// A file that shares the blocks of `base`.
+pub(crate) fn reflink(base: &Path, dest: &Path) -> Result<Partial, ImageError> {
     // The crate refuses links, with an error that hides the one that counts.
     let base = fs::canonicalize(base).map_err(ImageError::io("open", base))?;
     let partial = Partial::create_with(dest, "clone to", |path| {
@@ -125,7 +127,7 @@ fn reflink(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
         made
     })?;
     make_private(&partial)?;
-    grow(partial, size)
+    Ok(partial)
 }
 
 fn copy(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
@@ -135,9 +137,15 @@ fn copy(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
     grow(partial, size)
 }
 
-fn overlay(base: &Path, dest: &Path, size: u64) -> Result<Partial, ImageError> {
+/// An overlay of `size` bytes on `base`.
+pub(crate) fn overlay(
+    base: &Path,
+    format: FileFormat,
+    dest: &Path,
+    size: u64,
+) -> Result<Partial, ImageError> {
     let base = fs::canonicalize(base).map_err(ImageError::io("open", base))?;
-    let bytes = qcow2::overlay(&base, size).ok_or_else(|| ImageError::NoClone {
+    let bytes = qcow2::overlay(&base, format, size).ok_or_else(|| ImageError::NoClone {
         base: base.clone(),
         dest: dest.to_owned(),
         why: format!(

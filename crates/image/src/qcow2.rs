@@ -1,9 +1,14 @@
-//! Writes empty qcow2 overlays: a disk that reads as its base and keeps only what is changed.
+//! Writes empty qcow2 overlays: a disk that reads as its base and keeps only what is changed. Reads
+//! of such a file how large the disk is and what it lies over.
 //!
 //! Source: QEMU's docs/interop/qcow2.txt (version 3). All numbers are big-endian.
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 const CLUSTER_BITS: u32 = 16;
@@ -16,11 +21,76 @@ pub(crate) const MAX_BACKING: usize = 1023;
 /// 2^4 bits per reference count.
 const REFCOUNT_ORDER: u32 = 4;
 
-/// The bytes of an overlay of `size` bytes (a multiple of 512) over a raw `backing` file. `None` if
-/// the name of the backing file is too long. As long as one cluster of reference counts lasts,
+/// How the bytes of a file make a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileFormat {
+    /// They are the disk's.
+    Raw,
+    /// They are a qcow2 image.
+    Qcow2,
+}
+
+impl FileFormat {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What the header of a qcow2 file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The disk's size, bytes.
+    pub(crate) size: u64,
+    /// The file under it.
+    pub(crate) backing: Option<PathBuf>,
+}
+
+/// Reads the header of a file; `None` when it isn't one of qcow2. Who names a raw file gets what a
+/// guest may have written there, so what is told is no more than a hint then.
+pub(crate) fn read(file: &File) -> io::Result<Option<Header>> {
+    let mut head = [0; 32];
+    match file.read_exact_at(&mut head, 0) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    if !head.starts_with(MAGIC) {
+        return Ok(None);
+    }
+    let number = |at: usize, len: usize| {
+        let bytes = &head[at..at + len];
+        bytes.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b))
+    };
+    let (at, len, size) = (number(8, 8), number(16, 4), number(24, 8));
+    if at == 0 {
+        return Ok(Some(Header {
+            size,
+            backing: None,
+        }));
+    }
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    // The format has it in the first cluster, of which none is larger than 2 MiB.
+    if len > MAX_BACKING || at > 2 << 20 {
+        return Ok(None);
+    }
+    let mut name = vec![0; len];
+    match file.read_exact_at(&mut name, at) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    Ok(Some(Header {
+        size,
+        backing: Some(OsStr::from_bytes(&name).into()),
+    }))
+}
+
+/// The bytes of an overlay of `size` bytes (a multiple of 512) over a `backing` file of this format.
+/// `None` if the name of the backing file is too long. As long as one cluster of reference counts lasts,
 /// which is for disks up to 1 PiB, the layout is: header, reference count table, reference counts,
 /// first-level table.
-pub(crate) fn overlay(backing: &Path, size: u64) -> Option<Vec<u8>> {
+pub(crate) fn overlay(backing: &Path, format: FileFormat, size: u64) -> Option<Vec<u8>> {
     let name = backing.as_os_str().as_bytes();
     if name.is_empty() || name.len() > MAX_BACKING {
         return None;
@@ -37,8 +107,10 @@ pub(crate) fn overlay(backing: &Path, size: u64) -> Option<Vec<u8>> {
 
     let mut extensions = Vec::new();
     extensions.extend(BACKING_FORMAT.to_be_bytes());
-    extensions.extend(3u32.to_be_bytes());
-    extensions.extend(b"raw\0\0\0\0\0");
+    let format = format.name().as_bytes();
+    extensions.extend(u32::try_from(format.len()).ok()?.to_be_bytes());
+    extensions.extend(format);
+    extensions.resize(extensions.len().next_multiple_of(8), 0);
     extensions.extend([0; 8]);
     let name_offset = u64::from(HEADER_LENGTH) + extensions.len() as u64;
 
@@ -87,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_header_is_that_of_the_format() {
-        let bytes = overlay(Path::new("/base.img"), 15 << 30).unwrap();
+        let bytes = overlay(Path::new("/base.img"), FileFormat::Raw, 15 << 30).unwrap();
         assert_eq!(&bytes[..8], b"QFI\xfb\0\0\0\x03");
         let (at, len) = (u64_at(&bytes, 8), u32_at(&bytes, 16));
         let at = usize::try_from(at).unwrap();
@@ -99,16 +171,44 @@ mod tests {
 
     #[test]
     fn long_names_and_huge_disks_are_refused() {
-        assert!(overlay(Path::new(&"x".repeat(1024)), 1 << 30).is_none());
-        assert!(overlay(Path::new(&"x".repeat(1023)), 1 << 30).is_some());
-        assert!(overlay(Path::new("/b"), u64::MAX).is_none());
+        assert!(overlay(Path::new(&"x".repeat(1024)), FileFormat::Raw, 1 << 30).is_none());
+        assert!(overlay(Path::new(&"x".repeat(1023)), FileFormat::Raw, 1 << 30).is_some());
+        assert!(overlay(Path::new("/b"), FileFormat::Raw, u64::MAX).is_none());
+    }
+
+    fn file(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        for format in [FileFormat::Raw, FileFormat::Qcow2] {
+            let bytes = overlay(Path::new("/some/base.img"), format, 15 << 30).unwrap();
+            let header = read(&file(&bytes)).unwrap().unwrap();
+            assert_eq!(header.size, 15 << 30);
+            assert_eq!(header.backing.unwrap(), Path::new("/some/base.img"));
+            // Cut short, it is none.
+            assert_eq!(read(&file(&bytes[..120])).unwrap(), None);
+        }
+        assert_eq!(read(&file(b"")).unwrap(), None);
+        assert_eq!(read(&file(&[0; 4096])).unwrap(), None);
     }
 
     proptest! {
         #[test]
+        fn any_header_is_read_or_refused(rest in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let bytes: Vec<u8> = MAGIC.iter().copied().chain(rest).collect();
+            let header = read(&file(&bytes)).unwrap();
+            let name = header.and_then(|h| h.backing);
+            prop_assert!(name.is_none_or(|n| n.as_os_str().len() <= MAX_BACKING));
+        }
+
+        #[test]
         fn tables_cover_the_disk_and_do_not_overlap(blocks in 0u64..(64 << 40) / 512) {
             let size = blocks * 512;
-            let bytes = overlay(Path::new("/b"), size).unwrap();
+            let bytes = overlay(Path::new("/b"), FileFormat::Qcow2, size).unwrap();
             prop_assert_eq!(bytes.len() as u64 % CLUSTER, 0);
             let l1 = u64::from(u32_at(&bytes, 36));
             prop_assert!(l1 * CLUSTER * CLUSTER / 8 >= size);
