@@ -8,7 +8,7 @@
 use crate::error::{AgentError, io_error};
 use crate::modules::{self, ModuleList};
 use crate::units::{self, Way};
-use crate::{grow, log, power, supervise, sys};
+use crate::{fresh, grow, log, power, supervise, sys};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -138,7 +138,8 @@ fn boot() -> Result<ExitCode, AgentError> {
         MountFlags::NOSUID,
         c"mode=0755",
     )?;
-    if probe_asked() {
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if command_line.split_whitespace().any(|w| w == PROBE) {
         console_line(PROBE_OK);
         power::off_now();
         return Ok(ExitCode::SUCCESS);
@@ -160,6 +161,7 @@ fn boot() -> Result<ExitCode, AgentError> {
         Err(e) => log::warn(&e.to_string()),
     }
     enter(NEW_ROOT)?;
+    fresh::apply(&fresh::asked(&command_line), Path::new("/"))?;
     prepare_guest()?;
     let (kind, program) = GuestInit::find();
     let way = match kind {
@@ -215,10 +217,6 @@ fn survive(result: Result<(), AgentError>) {
     if let Err(e) = result {
         log::warn(&e.to_string());
     }
-}
-
-fn probe_asked() -> bool {
-    fs::read_to_string("/proc/cmdline").is_ok_and(|c| c.split_whitespace().any(|w| w == PROBE))
 }
 
 fn load_early(initramfs: rustix::fd::BorrowedFd<'_>) {
@@ -283,7 +281,7 @@ fn link_agent(link: &Path) -> Result<(), AgentError> {
 
 /// Gives the guest a machine id when it has none. systemd takes a machine without one for booting
 /// the first time, and does things that cost seconds and may ask questions.
-fn ensure_machine_id(path: &Path) -> Result<(), AgentError> {
+pub(crate) fn ensure_machine_id(path: &Path) -> Result<(), AgentError> {
     match fs::read_to_string(path) {
         Ok(text) if !matches!(text.trim(), "" | "uninitialized") => return Ok(()),
         Ok(_) => {}

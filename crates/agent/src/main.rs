@@ -11,6 +11,7 @@ mod cp;
 mod error;
 mod exec;
 mod forward;
+mod fresh;
 mod fs;
 mod grow;
 mod http;

@@ -1,0 +1,220 @@
+//! What a fork must not share with its source and has on its disk: made anew before the image's
+//! init starts, so that no program ever sees the source's.
+
+use crate::error::{AgentError, io_error};
+use crate::{init, log};
+use slicer_api::Fixup;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A key of the largest kind takes seconds where the processor is emulated.
+const KEYGEN_TIME: Duration = Duration::from_mins(2);
+const KEYGEN_PAUSE: Duration = Duration::from_millis(5);
+/// How the files of a key are called until they take its name.
+const NEW: &str = "slicer-new";
+
+/// What the host asks for on the kernel's command line. What isn't known is of a later host, which
+/// will find that it was not done; ours has no such.
+pub(crate) fn asked(command_line: &str) -> Vec<Fixup> {
+    let words = command_line.split_whitespace();
+    let lists = words.filter_map(|w| w.strip_prefix(Fixup::ARGUMENT));
+    let fixups = lists.flat_map(|list| list.split(','));
+    fixups.filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Makes the system below `root` differ from its source. A fork that can't be told from its source
+/// must not run, so every failure is one of the boot.
+pub(crate) fn apply(fixups: &[Fixup], root: &Path) -> Result<(), AgentError> {
+    for fixup in fixups {
+        match fixup {
+            // Part of the identity, which every boot brings.
+            Fixup::Hostname => continue,
+            Fixup::MachineId => renew_machine_id(root)?,
+            Fixup::SshHostKeys => renew_host_keys(&root.join("etc/ssh"), generate)?,
+        }
+        log::info(&format!("made anew: {fixup}"));
+    }
+    Ok(())
+}
+
+fn renew_machine_id(root: &Path) -> Result<(), AgentError> {
+    let path = root.join("etc/machine-id");
+    remove(&path)?;
+    init::ensure_machine_id(&path)?;
+    // Most images have a link there, or nothing.
+    let dbus = root.join("var/lib/dbus/machine-id");
+    if fs::symlink_metadata(&dbus).is_ok_and(|m| m.is_file()) {
+        remove(&dbus)?;
+        fs::copy(&path, &dbus).map_err(io_error("write", &dbus))?;
+    }
+    Ok(())
+}
+
+/// Replaces each key of `dir` by one of its kind. Where none can be made, the old one goes all the
+/// same: an image whose keys are made on demand gets one, and in any other nobody can be deceived.
+fn renew_host_keys(
+    dir: &Path,
+    generate: impl Fn(&str, &Path) -> io::Result<()>,
+) -> Result<(), AgentError> {
+    for (kind, key) in host_keys(dir)? {
+        let new = key.with_extension(NEW);
+        let public = |key: &Path| key.with_added_extension("pub");
+        for leftover in [new.clone(), public(&new)] {
+            remove(&leftover)?;
+        }
+        // A certificate of the old key vouches for no other.
+        let certificate = PathBuf::from(format!("{}-cert.pub", key.display()));
+        remove(&certificate)?;
+        match generate(&kind, &new) {
+            Ok(()) => {
+                for (from, to) in [(public(&new), public(&key)), (new, key)] {
+                    fs::rename(&from, &to).map_err(io_error("replace", &to))?;
+                }
+            }
+            Err(e) => {
+                log::warn(&format!("{}: no new key: {e}", key.display()));
+                remove(&public(&key))?;
+                remove(&key)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kinds and files of SSH's host keys.
+fn host_keys(dir: &Path) -> Result<Vec<(String, PathBuf)>, AgentError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(io_error("read", dir)(e)),
+    };
+    let mut keys = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(io_error("read", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let kind = name
+            .strip_prefix("ssh_host_")
+            .and_then(|n| n.strip_suffix("_key"));
+        if let Some(kind) = kind {
+            keys.push((kind.to_owned(), entry.path()));
+        }
+    }
+    Ok(keys)
+}
+
+fn generate(kind: &str, path: &Path) -> io::Result<()> {
+    let child = Command::new("/usr/bin/ssh-keygen")
+        .args(["-q", "-t", kind, "-N", "", "-C", "", "-f"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait(child)
+}
+
+/// Waits for a program, within bounds.
+fn wait(mut child: Child) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return if status.success() {
+                Ok(())
+            } else {
+                Err(io::Error::other(format!("ssh-keygen: {status}")))
+            };
+        }
+        if start.elapsed() > KEYGEN_TIME {
+            child.kill()?;
+            child.wait()?;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(KEYGEN_PAUSE);
+    }
+}
+
+/// Removes a file; one that isn't there is fine.
+fn remove(path: &Path) -> Result<(), AgentError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_on_the_command_line() {
+        let line = "console=ttyS0 quiet slicer.fresh=machine-id,ssh-host-keys,later x";
+        assert_eq!(asked(line), [Fixup::MachineId, Fixup::SshHostKeys]);
+        assert!(asked("quiet slicer.fresh= xslicer.fresh=hostname").is_empty());
+    }
+
+    #[test]
+    fn the_machine_id_changes_wherever_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let (etc, dbus) = ("etc/machine-id", "var/lib/dbus/machine-id");
+        for path in [etc, dbus] {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "0123456789abcdef0123456789abcdef\n").unwrap();
+        }
+        apply(&[Fixup::MachineId, Fixup::Hostname], root.path()).unwrap();
+        let read = |path: &str| fs::read_to_string(root.path().join(path)).unwrap();
+        assert_eq!(read(etc).len(), 33);
+        assert_ne!(read(etc), "0123456789abcdef0123456789abcdef\n");
+        assert_eq!(read(etc), read(dbus));
+        // A link to the other stays one.
+        fs::remove_file(root.path().join(dbus)).unwrap();
+        std::os::unix::fs::symlink("/etc/machine-id", root.path().join(dbus)).unwrap();
+        apply(&[Fixup::MachineId], root.path()).unwrap();
+        assert!(root.path().join(dbus).is_symlink());
+    }
+
+    #[test]
+    fn keys_are_replaced_by_their_kind_or_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("etc/ssh");
+        fs::create_dir_all(&dir).unwrap();
+        let names = |dir: &Path| {
+            let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name());
+            let mut names: Vec<_> = entries.map(|n| n.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        for name in [
+            "ssh_host_ed25519_key",
+            "ssh_host_ed25519_key.pub",
+            "ssh_host_ed25519_key-cert.pub",
+            "ssh_host_rsa_key",
+            "ssh_host_rsa_key.pub",
+            "sshd_config",
+        ] {
+            fs::write(dir.join(name), "old").unwrap();
+        }
+        renew_host_keys(&dir, |kind, path| {
+            if kind == "rsa" {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            fs::write(path, kind)?;
+            fs::write(path.with_added_extension("pub"), kind)
+        })
+        .unwrap();
+        let left = [
+            "ssh_host_ed25519_key",
+            "ssh_host_ed25519_key.pub",
+            "sshd_config",
+        ];
+        assert_eq!(names(&dir), left);
+        for key in &left[..2] {
+            assert_eq!(fs::read_to_string(dir.join(key)).unwrap(), "ed25519");
+        }
+        renew_host_keys(&root.path().join("absent"), |_, _| Ok(())).unwrap();
+    }
+}
