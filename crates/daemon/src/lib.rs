@@ -4,10 +4,12 @@
 
 mod agents;
 mod attend;
+mod commits;
 pub mod config;
 mod console;
 mod error;
 mod files;
+mod fork;
 mod forwarded;
 mod forwards;
 mod github;

@@ -4,10 +4,13 @@ use crate::files;
 use crate::workdir::WorkDir;
 use crate::{DaemonError, config::HostGroupConfig};
 use serde::{Deserialize, Serialize};
-use slicer_api::{CreateNode, CreatedNode, Node, NodeStatus, Timestamp};
+use slicer_api::{CreateNode, CreatedNode, Fixup, Node, NodeStatus, Timestamp};
+use slicer_image::FileFormat;
 use slicer_machine::{DiskFormat, MacAddress};
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use tracing::warn;
 
 /// What is known of a VM on disk, in `.slicer/vms/<hostname>.json`.
@@ -44,6 +47,18 @@ pub(crate) struct VmRecord {
     /// The format of its disk, once it has one.
     #[serde(default)]
     pub(crate) disk: Option<DiskKind>,
+    /// The newest commit of its disk.
+    #[serde(default)]
+    pub(crate) commit_id: Option<String>,
+    /// The commit it was forked from.
+    #[serde(default)]
+    pub(crate) parent_commit_id: Option<String>,
+    /// Of a fork that was never ready: what of it must still be made to differ from its source.
+    #[serde(default)]
+    pub(crate) fixups: Option<Vec<Fixup>>,
+    /// The name in the guest, when it isn't its own.
+    #[serde(default)]
+    pub(crate) guest_hostname: Option<String>,
 }
 
 /// A disk's format, as records spell it.
@@ -63,6 +78,23 @@ impl From<DiskKind> for DiskFormat {
     }
 }
 
+impl From<DiskKind> for FileFormat {
+    fn from(kind: DiskKind) -> Self {
+        match kind {
+            DiskKind::Raw => Self::Raw,
+            DiskKind::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+/// Draws a hardware address: locally administered, unicast.
+pub(crate) fn draw_mac() -> Result<[u8; 6], DaemonError> {
+    let mut mac = [0; 6];
+    getrandom::fill(&mut mac).map_err(|_| DaemonError::Internal("drawing a MAC address"))?;
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
 impl VmRecord {
     /// The record of a VM of this group, before it has a disk.
     pub(crate) fn new(
@@ -72,10 +104,7 @@ impl VmRecord {
         arch: &str,
         request: &CreateNode,
     ) -> Result<Self, DaemonError> {
-        let mut mac = [0; 6];
-        getrandom::fill(&mut mac).map_err(|_| DaemonError::Internal("drawing a MAC address"))?;
-        // Locally administered, unicast.
-        mac[0] = mac[0] & 0xfc | 0x02;
+        let mac = draw_mac()?;
         let or = |asked, default| if asked == 0 { default } else { asked };
         let keys = group.ssh_keys.iter().chain(&request.ssh_keys);
         Ok(Self {
@@ -105,12 +134,21 @@ impl VmRecord {
             secrets: request.secrets.clone(),
             image: group.image.clone(),
             disk: None,
+            commit_id: None,
+            parent_commit_id: None,
+            fixups: None,
+            guest_hostname: None,
         })
     }
 
     /// Whether disk and record survive a stop.
     pub(crate) fn is_kept(&self) -> bool {
         self.persistent || self.configured
+    }
+
+    /// The name it has in the guest.
+    pub(crate) fn guest_hostname(&self) -> &str {
+        self.guest_hostname.as_deref().unwrap_or(&self.hostname)
     }
 
     pub(crate) fn mac(&self) -> MacAddress {
@@ -156,19 +194,34 @@ impl VmRecord {
         files::remove(&path).map_err(DaemonError::io("remove", path))
     }
 
+    /// All records, when a daemon starts: what a crash left of a write that it cut short is removed.
+    pub(crate) fn load_all(work: &WorkDir) -> Result<Vec<Self>, DaemonError> {
+        let dir = work.records();
+        for entry in fs::read_dir(&dir).map_err(DaemonError::io("read", &dir))? {
+            let path = entry.map_err(DaemonError::io("read", &dir))?.path();
+            if !is_record(&path) {
+                files::remove(&path).map_err(DaemonError::io("remove", &path))?;
+            }
+        }
+        Self::read_all(work)
+    }
+
     /// All records. One that can't be read is left where it is and told: it may be the only trace
     /// of somebody's disk.
-    pub(crate) fn load_all(work: &WorkDir) -> Result<Vec<Self>, DaemonError> {
+    pub(crate) fn read_all(work: &WorkDir) -> Result<Vec<Self>, DaemonError> {
         let dir = work.records();
         let mut records = Vec::new();
         for entry in fs::read_dir(&dir).map_err(DaemonError::io("read", &dir))? {
             let path = entry.map_err(DaemonError::io("read", &dir))?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                // The leftover of a write that a crash cut short.
-                files::remove(&path).map_err(DaemonError::io("remove", &path))?;
+            if !is_record(&path) {
                 continue;
             }
-            let text = fs::read(&path).map_err(DaemonError::io("read", &path))?;
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                // Deleted meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(DaemonError::io("read", path)(e)),
+            };
             match serde_json::from_slice::<Self>(&text) {
                 Ok(record) if path.file_stem().is_some_and(|s| *s == *record.hostname) => {
                     records.push(record);
@@ -186,8 +239,12 @@ impl VmRecord {
     }
 }
 
+fn is_record(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json")
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn sample(hostname: &str) -> VmRecord {
@@ -210,6 +267,10 @@ mod tests {
             secrets: None,
             image: "oci:/x".into(),
             disk: Some(DiskKind::Qcow2),
+            commit_id: None,
+            parent_commit_id: None,
+            fixups: None,
+            guest_hostname: None,
         }
     }
 

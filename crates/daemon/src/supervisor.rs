@@ -1,6 +1,7 @@
 //! All VMs: who there is, who may come, who goes.
 
 use crate::DaemonError;
+use crate::commits::{CommitRecord, Commits};
 use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::forwards;
 use crate::github::Github;
@@ -9,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::record::VmRecord;
 use crate::secrets::Secrets;
 use crate::tags;
-use crate::vm::{self, VmHandle, remove_files};
+use crate::vm::{self, Phase, VmHandle, remove_files};
 use crate::workdir::WorkDir;
 use slicer_api::{ApiError, CreateNode, HostGroup, TagsChange};
 use slicer_machine::{Arch, Hypervisor};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) arch: Arch,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) github: Github,
+    pub(crate) commits: Commits,
     vms: Mutex<BTreeMap<String, VmHandle>>,
 }
 
@@ -44,20 +46,30 @@ impl Shared {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A VM that a commit is of, or that was forked from it.
+    pub(crate) fn user_of(&self, commit: &CommitRecord) -> Option<String> {
+        let vms = self.vms();
+        let mut there = vms
+            .values()
+            .filter(|h| !matches!(h.view.borrow().phase, Phase::Gone(_)));
+        let user = there.find(|h| commit.is_needed_by(&h.record));
+        user.map(|h| h.record.hostname.clone())
+    }
+
     /// Frees the name of a VM that is gone.
     pub(crate) fn forget(&self, name: &str) {
         self.vms().remove(name);
     }
 }
 
-struct Group {
-    config: HostGroupConfig,
+pub(crate) struct Group {
+    pub(crate) config: HostGroupConfig,
     image: Arc<GroupImage>,
 }
 
 /// The VMs of one daemon.
 pub(crate) struct Supervisor {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     groups: Vec<Group>,
     tasks: TaskTracker,
     pub(crate) metrics: Metrics,
@@ -76,6 +88,7 @@ impl Supervisor {
         arch: Arch,
     ) -> Result<Arc<Self>, DaemonError> {
         work.sweep()?;
+        let commits = Commits::open(&work)?;
         let groups: Vec<Group> = config
             .host_groups
             .iter()
@@ -96,6 +109,7 @@ impl Supervisor {
             hypervisor,
             arch,
             github: Github::from_env(),
+            commits,
             vms: Mutex::default(),
         });
         let this = Arc::new(Self {
@@ -226,7 +240,7 @@ impl Supervisor {
         forwards::mappings(&group.config.forwards, self.shared.work.root())
     }
 
-    fn group(&self, name: &str) -> Option<&Group> {
+    pub(crate) fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|g| g.config.name == name)
     }
 
@@ -342,7 +356,25 @@ impl Supervisor {
             })?),
         };
         let arch = self.shared.arch.go_name();
-        let named = request.tags.iter().any(|t| t.starts_with(tags::NAME));
+        self.admit(group, wanted, &request.tags, |name, ip| {
+            let record = VmRecord::new(&group.config, name, ip, arch, request);
+            let mut record = record.map_err(|e| e.to_api())?;
+            record.imported_keys = imported;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Gives a new VM of a group its name and address, with which `make` makes its record: that is
+    /// durable and the launch has begun when this returns.
+    pub(crate) async fn admit(
+        &self,
+        group: &Group,
+        wanted: Option<Ipv4Addr>,
+        tags: &[String],
+        make: impl FnOnce(String, Ipv4Addr) -> Result<VmRecord, ApiError>,
+    ) -> Result<VmHandle, ApiError> {
+        let named = tags.iter().any(|t| t.starts_with(tags::NAME));
         let _naming = if named {
             Some(self.naming.lock().await)
         } else {
@@ -358,14 +390,12 @@ impl Supervisor {
             let ip = Self::free_address(&group.config, wanted, |ip| {
                 vms.values().any(|h| h.record.ip == ip)
             })?;
-            check_name(&vms, &request.tags)?;
+            check_name(&vms, tags)?;
             let name = (1..=u32::MAX)
                 .map(|n| format!("{}-{n}", group.config.name))
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
-            let record = VmRecord::new(&group.config, name.clone(), ip, arch, request);
-            let mut record = record.map_err(|e| e.to_api())?;
-            record.imported_keys = imported;
+            let record = make(name.clone(), ip)?;
             let network = (group.config.network.gateway, group.config.network.prefix);
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
@@ -489,29 +519,38 @@ fn check_name(vms: &BTreeMap<String, VmHandle>, tags: &[String]) -> Result<(), A
     Ok(())
 }
 
+/// Checks CPUs and memory against a group; 0 is its default.
+pub(crate) fn check_size(
+    group: &HostGroupConfig,
+    cpus_name: &str,
+    cpus: u32,
+    ram_bytes: u64,
+) -> Result<(), ApiError> {
+    let name = &group.name;
+    let bad = |text| Err(ApiError::bad_request(text));
+    if cpus > group.vcpu {
+        return bad(format!(
+            "{cpus_name} {cpus} is more than host group {name} allows ({})",
+            group.vcpu
+        ));
+    }
+    if ram_bytes > group.ram_bytes {
+        return bad(format!(
+            "ram_bytes {ram_bytes} is more than host group {name} allows ({})",
+            group.ram_bytes
+        ));
+    }
+    if ram_bytes != 0 && (ram_bytes < MIN_RAM || !ram_bytes.is_multiple_of(RAM_GRAIN)) {
+        return bad(format!(
+            "ram_bytes {ram_bytes} can't be used: give a multiple of 1 MiB, at least 128 MiB"
+        ));
+    }
+    Ok(())
+}
+
 /// Checks what a create asks for against its group and this milestone's abilities.
 fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> {
-    let name = &group.name;
-    if request.cpus > group.vcpu {
-        return Err(ApiError::bad_request(format!(
-            "cpus {} is more than host group {name} allows ({})",
-            request.cpus, group.vcpu
-        )));
-    }
-    if request.ram_bytes > group.ram_bytes {
-        return Err(ApiError::bad_request(format!(
-            "ram_bytes {} is more than host group {name} allows ({})",
-            request.ram_bytes, group.ram_bytes
-        )));
-    }
-    if request.ram_bytes != 0
-        && (request.ram_bytes < MIN_RAM || !request.ram_bytes.is_multiple_of(RAM_GRAIN))
-    {
-        return Err(ApiError::bad_request(format!(
-            "ram_bytes {} can't be used: give a multiple of 1 MiB, at least 128 MiB",
-            request.ram_bytes
-        )));
-    }
+    check_size(group, "cpus", request.cpus, request.ram_bytes)?;
     let refuse = |what: &str| {
         Err(ApiError::bad_request(format!(
             "{what} is not supported yet"

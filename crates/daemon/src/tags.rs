@@ -8,22 +8,28 @@ const MAX_TAGS: usize = 64;
 /// What the tag that is a friendly name begins with.
 pub(crate) const NAME: &str = "name=";
 
-/// Tags are free-form lines; `name=` holds a friendly name, a DNS label that can't be mistaken for
-/// a hostname.
-pub(crate) fn check(tags: &[String]) -> Result<(), ApiError> {
+/// Tags are free-form lines, of bounded length and number.
+pub(crate) fn check_lines(tags: &[String]) -> Result<(), ApiError> {
     let bad = |text: String| Err(ApiError::bad_request(text));
     if tags.len() > MAX_TAGS {
         return bad(format!("more than {MAX_TAGS} tags"));
     }
-    if let Some(tag) = tags
+    let wrong = tags
         .iter()
-        .find(|t| t.is_empty() || t.len() > MAX_TAG || t.chars().any(char::is_control))
-    {
+        .find(|t| t.is_empty() || t.len() > MAX_TAG || t.chars().any(char::is_control));
+    wrong.map_or(Ok(()), |tag| {
         let tag: String = tag.chars().take(64).collect();
-        return bad(format!(
+        bad(format!(
             "invalid tag {tag:?}: expected 1 to {MAX_TAG} printable characters"
-        ));
-    }
+        ))
+    })
+}
+
+/// Among a VM's tags, `name=` holds a friendly name, a DNS label that can't be mistaken for a
+/// hostname.
+pub(crate) fn check(tags: &[String]) -> Result<(), ApiError> {
+    check_lines(tags)?;
+    let bad = |text: String| Err(ApiError::bad_request(text));
     let names: Vec<&str> = tags.iter().filter_map(|t| t.strip_prefix(NAME)).collect();
     let [name] = names[..] else {
         return if names.is_empty() {

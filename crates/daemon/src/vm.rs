@@ -1,6 +1,7 @@
 //! A VM is an actor: one task owns its machine and its state. All that happens to it goes through
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
+mod commit;
 mod disk;
 mod handle;
 mod launch;
@@ -54,6 +55,7 @@ pub(crate) fn actor(
         ready: false,
         machine: None,
         tags: Arc::new(record.tags.clone()),
+        commit_id: record.commit_id.as_deref().map(Arc::from),
     });
     let handle = VmHandle {
         record: Arc::new(record.clone()),
@@ -246,6 +248,9 @@ impl Vm {
             Command::Tags(change, reply) => {
                 let _ = reply.send(self.change_tags(&change).await);
             }
+            Command::Commit(request, reply) => {
+                let _ = reply.send(self.commit(request).await);
+            }
             Command::Retire { force, reply } => return self.retire(force, reply, tasks).await,
         }
         false
@@ -391,6 +396,7 @@ impl Vm {
                     info!("{name}: its agent started anew, and knows again who it is");
                 }
                 self.was_ready = true;
+                self.settled().await;
                 self.view.send_modify(|v| v.ready = true);
                 tasks.spawn(async move {
                     attendant.attend().await;
@@ -404,6 +410,10 @@ impl Vm {
             Progress::Ready(Err(why)) => {
                 if matches!(self.phase(), Phase::Running | Phase::Paused) {
                     warn!("{name}: the guest did not become ready: {why}");
+                    if self.is_unsettled() {
+                        let text = format!("fork {name} did not become ready: {why}");
+                        return self.remove(Some(ApiError::internal(text))).await.is_ok();
+                    }
                 } else if self.phase() == Phase::Launching {
                     return self.failed(&DaemonError::Internal("launching a VM")).await;
                 }
@@ -469,7 +479,7 @@ impl Vm {
             Some(why) => warn!("{name} stopped: {why}"),
             None => info!("{name} stopped"),
         }
-        if !self.record.is_kept() {
+        if !self.record.is_kept() || (self.is_unsettled() && !asked) {
             let error = why.map(|w| ApiError::internal(format!("VM {name} stopped: {w}")));
             if let Err(e) = self.remove(error).await {
                 warn!("{name}: {e}");
@@ -533,7 +543,7 @@ impl Vm {
     fn identity(&self) -> Identity {
         let (gateway, prefix) = self.network;
         Identity {
-            hostname: self.record.hostname.clone(),
+            hostname: self.record.guest_hostname().to_owned(),
             clock_unix_nanos: attend::clock(),
             network: Some(NetworkIdentity {
                 mac: self.record.mac().to_string(),

@@ -10,6 +10,7 @@
 //! .slicer/lock                         held (flock) by the running daemon
 //! .slicer/vms/<vm>.json                a VM's record
 //! .slicer/run/<vm>/                    what the hypervisor keeps while a VM runs
+//! .slicer/commits/<id>/                a commit: a VM's disk as it once was, see `commits`
 //! .slicer/auth/token                   the API's bearer token
 //! ```
 
@@ -43,7 +44,7 @@ impl WorkDir {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
         }
-        for dir in ["vms", "run", "auth"] {
+        for dir in ["vms", "run", "commits", "auth"] {
             let dir = state.join(dir);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
@@ -124,6 +125,27 @@ impl WorkDir {
 
     pub(crate) fn run(&self, vm: &str) -> PathBuf {
         self.root.join(".slicer/run").join(vm)
+    }
+
+    pub(crate) fn commits(&self) -> PathBuf {
+        self.root.join(".slicer/commits")
+    }
+
+    pub(crate) fn commit(&self, id: &str) -> PathBuf {
+        self.commits().join(id)
+    }
+
+    pub(crate) fn commit_disk(&self, id: &str) -> PathBuf {
+        self.commit(id).join("disk.img")
+    }
+
+    pub(crate) fn commit_record(&self, id: &str) -> PathBuf {
+        self.commit(id).join("commit.json")
+    }
+
+    /// What a VM was before its disk became a commit's.
+    pub(crate) fn commit_before(&self, id: &str) -> PathBuf {
+        self.commit(id).join("before.json")
     }
 
     pub(crate) fn token(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! The REST API: listeners, authentication, routes.
 
 mod answer;
+mod commits;
 mod info;
 mod listen;
 mod nodes;
@@ -56,6 +57,9 @@ impl Server {
                 "/secrets/{name}",
                 patch(secrets::update).delete(secrets::remove),
             )
+            .route("/vm/commits", get(commits::list))
+            .route("/vm/commits/{id}", delete(commits::remove))
+            .route("/vm/commits/{id}/fork", post(commits::fork))
             .route("/vm/{vm}", get(vm::detail))
             .route("/vm/{vm}/health", get(vm::health))
             .route("/vm/{vm}/logs", get(vm::logs))
@@ -64,6 +68,7 @@ impl Server {
             .route("/vm/{vm}/pause", post(vm::pause))
             .route("/vm/{vm}/resume", post(vm::resume))
             .route("/vm/{vm}/relaunch", post(vm::relaunch))
+            .route("/vm/{vm}/commit", post(commits::commit))
             .route("/vm/{vm}/exec", get(proxy::proxy).post(proxy::proxy))
             .route("/vm/{vm}/exec/{id}", get(proxy::proxy).delete(proxy::proxy))
             .route("/vm/{vm}/exec/{id}/logs", get(proxy::proxy))

@@ -25,7 +25,7 @@ pub(super) async fn groups(State(supervisor): State_) -> Json<Vec<HostGroup>> {
 }
 
 /// The last value of a query's parameter.
-fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+pub(super) fn parameter(query: Option<&str>, name: &str) -> Option<String> {
     let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     pairs
         .filter(|(key, _)| key == name)

@@ -36,6 +36,8 @@ pub(super) async fn detail(
         node,
         storage: "image".to_owned(),
         image: vm.record.image.clone(),
+        commit_id: vm.view.borrow().commit_id.as_deref().map(str::to_owned),
+        parent_commit_id: vm.record.parent_commit_id.clone(),
         network: NodeNetwork {
             mode: "nat".to_owned(),
             policy_source: "host_group".to_owned(),

@@ -1,9 +1,10 @@
 //! A VM as everybody but its actor sees it.
 
+use crate::commits::CommitRecord;
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::record::VmRecord;
-use slicer_api::{ApiError, Node, NodeStatus, ShutdownAction, TagsChange};
+use slicer_api::{ApiError, CommitRequest, Node, NodeStatus, ShutdownAction, TagsChange};
 use slicer_machine::Machine;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,6 +34,8 @@ pub(crate) struct View {
     pub(crate) ready: bool,
     pub(crate) machine: Option<Arc<dyn Machine>>,
     pub(crate) tags: Arc<Vec<String>>,
+    /// The newest commit of its disk.
+    pub(crate) commit_id: Option<Arc<str>>,
 }
 
 impl View {
@@ -55,6 +58,10 @@ pub(super) enum Command {
     Relaunch(Reply),
     Delete(Reply),
     Tags(TagsChange, oneshot::Sender<Result<Vec<String>, ApiError>>),
+    Commit(
+        CommitRequest,
+        oneshot::Sender<Result<CommitRecord, ApiError>>,
+    ),
     /// The daemon stops: shut down what is kept, delete the rest. `force` switches off at once.
     Retire {
         force: bool,
@@ -89,6 +96,14 @@ impl VmHandle {
     pub(crate) async fn change_tags(&self, change: TagsChange) -> Result<Vec<String>, ApiError> {
         let (tx, rx) = oneshot::channel();
         let sent = self.mailbox.send(Command::Tags(change, tx)).await;
+        sent.map_err(|_| self.gone())?;
+        rx.await.map_err(|_| self.gone())?
+    }
+
+    /// Makes a commit of its disk, which is durable when this answers. The VM must be off.
+    pub(crate) async fn commit(&self, request: CommitRequest) -> Result<CommitRecord, ApiError> {
+        let (tx, rx) = oneshot::channel();
+        let sent = self.mailbox.send(Command::Commit(request, tx)).await;
         sent.map_err(|_| self.gone())?;
         rx.await.map_err(|_| self.gone())?
     }

@@ -5,8 +5,11 @@ use crate::DaemonError;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, VmRecord};
 use crate::supervisor::Shared;
+use slicer_api::Fixup;
+use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
 use slicer_machine::{Boot, Disk, DiskFormat, Machine, MachineSpec, UserNetwork};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -23,17 +26,21 @@ pub(super) async fn launch(
     let name = &record.hostname;
     let disk = match record.disk {
         Some(kind) if shared.work.disk(name).exists() => kind,
-        _ => {
-            let formats = &shared.hypervisor.capabilities().disk_formats;
-            image
-                .clone_disk(name, record.is_kept(), formats, gate)
-                .await?
-        }
+        _ => match &record.parent_commit_id {
+            Some(id) => fork_disk(shared, id, record, gate).await?,
+            None => {
+                let formats = &shared.hypervisor.capabilities().disk_formats;
+                image
+                    .clone_disk(name, record.is_kept(), formats, gate)
+                    .await?
+            }
+        },
     };
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
     let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
     cmdline.push_str(KERNEL_ARGS);
+    cmdline.push_str(&fresh(record.fixups.as_deref().unwrap_or_default()));
     let spec = MachineSpec {
         name: name.clone(),
         arch: shared.arch,
@@ -75,6 +82,71 @@ pub(super) async fn launch(
     Ok((disk, Arc::from(machine)))
 }
 
+/// Makes the disk of a fork.
+async fn fork_disk(
+    shared: &Shared,
+    id: &str,
+    record: &VmRecord,
+    gate: DiskGate,
+) -> Result<DiskKind, DaemonError> {
+    let commit = shared.commits.get(id);
+    let format = commit
+        .map_err(|e| DaemonError::Unsupported(e.message))?
+        .disk;
+    let base = shared.work.commit_disk(id);
+    let disk = shared.work.disk(&record.hostname);
+    let (kept, formats) = (
+        record.is_kept(),
+        shared.hypervisor.capabilities().disk_formats.clone(),
+    );
+    let job = move || gate.pass(|| derive(&base, format, &disk, kept, &formats));
+    let made = tokio::task::spawn_blocking(job).await.ok().flatten();
+    made.ok_or(DaemonError::Internal("making a fork's disk"))?
+}
+
+/// Makes a disk that begins as a commit's.
+fn derive(
+    base: &Path,
+    format: DiskKind,
+    disk: &Path,
+    kept: bool,
+    formats: &[DiskFormat],
+) -> Result<DiskKind, DaemonError> {
+    if format == DiskKind::Qcow2 {
+        overlay_disk(base, format.into(), disk)?;
+        return Ok(DiskKind::Qcow2);
+    }
+    let mut kinds = vec![CloneKind::Reflink];
+    if formats.contains(&DiskFormat::Qcow2) {
+        kinds.push(CloneKind::Qcow2Overlay);
+    }
+    kinds.push(CloneKind::SparseCopy);
+    let options = CloneOptions {
+        size: disk_size(base, format.into())?,
+        kinds: &kinds,
+        durable: kept,
+    };
+    Ok(match clone_disk(base, disk, &options)? {
+        CloneKind::Qcow2Overlay => DiskKind::Qcow2,
+        CloneKind::Reflink | CloneKind::SparseCopy => DiskKind::Raw,
+    })
+}
+
+/// What the agent of a fork is told on the command line, since it must know before the image's init
+/// runs.
+fn fresh(fixups: &[Fixup]) -> String {
+    let words: Vec<&str> = fixups
+        .iter()
+        .filter(|f| **f != Fixup::Hostname)
+        .map(|f| f.word())
+        .collect();
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!(" {}{}", Fixup::ARGUMENT, words.join(","))
+    }
+}
+
 /// The keys of the user a VM's record names, unless they are in it. A VM whose configuration has
 /// such a user starts without them when they can't be had, and asks again at its next start.
 pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Vec<String>> {
@@ -103,4 +175,17 @@ fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
     } else {
         last
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_tells_what_is_done_before_init() {
+        assert_eq!(fresh(&[]), "");
+        assert_eq!(fresh(&[Fixup::Hostname]), "");
+        let all = fresh(&Fixup::ALL);
+        assert_eq!(all, " slicer.fresh=machine-id,ssh-host-keys");
+    }
 }

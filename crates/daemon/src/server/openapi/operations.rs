@@ -182,6 +182,49 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        method: HttpMethod::Post,
+        path: "/vm/{vm}/commit",
+        id: "commit",
+        summary: "Commit the disk of a stopped, persistent VM",
+        body: Json("CommitRequest"),
+        answer: Json("Committed"),
+        errors: &[400, 404, 409, 500, 507],
+        ..OP
+    },
+    Op {
+        path: "/vm/commits",
+        id: "listCommits",
+        summary: "All commits",
+        query: &[
+            ("tag", Kind::List),
+            ("cache_key", Text),
+            ("source", Text),
+            ("mode", Text),
+        ],
+        answer: List("Commit"),
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Delete,
+        path: "/vm/commits/{id}",
+        id: "deleteCommit",
+        summary: "Remove a commit that nobody needs any more",
+        answer: Json("DeletedCommit"),
+        errors: &[404, 409, 500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/vm/commits/{id}/fork",
+        id: "fork",
+        summary: "Launch a VM whose disk begins as a commit's",
+        query: &[("wait", Word(&["agent", "none"])), ("timeout", Time)],
+        body: Json("ForkRequest"),
+        answer: Json("Forked"),
+        errors: &[400, 404, 408, 409, 500, 501, 502, 503, 507],
+        ..OP
+    },
+    Op {
         path: "/nodes/stats",
         id: "nodesStats",
         summary: "What VMs use",
