@@ -23,9 +23,9 @@ use tokio_util::io::ReaderStream;
 /// How long an ordinary call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a create may take that waits for nothing; also the daemon's default wait.
-const CREATE_LIMIT: Duration = Duration::from_mins(5);
+pub(crate) const CREATE_LIMIT: Duration = Duration::from_mins(5);
 /// What a daemon gets on top of a wait it was asked for, to answer that it ran out.
-const WAIT_GRACE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_GRACE: Duration = Duration::from_secs(30);
 /// How long the rest of an error's answer may take.
 const ERROR_BODY_LIMIT: Duration = Duration::from_secs(5);
 

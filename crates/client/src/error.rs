@@ -50,6 +50,9 @@ pub enum ClientError {
         /// Who carries it.
         hostnames: Vec<String>,
     },
+    /// What is given as a commit's id can't be one.
+    #[error("invalid commit id {0:?}: an id such as cmt-0123456789ab has no slashes and no ..")]
+    CommitId(String),
     /// The call could not be put into an HTTP request.
     #[error("{request} is not a valid HTTP request")]
     Request {

@@ -5,6 +5,7 @@
 mod background;
 mod chunked;
 mod client;
+mod commits;
 mod conn;
 mod cp;
 mod discover;
@@ -22,6 +23,7 @@ mod watch;
 
 pub use background::LogStream;
 pub use client::{Client, NodeFilter};
+pub use commits::CommitFilter;
 pub use cp::{Copied, CopyError, LocalFilter, Progress, Sending};
 pub use discover::{
     DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,

@@ -91,7 +91,7 @@ pub(crate) struct Add {
 }
 
 /// Reads a number of units of 2^`SHIFT` bytes.
-fn scaled<const SHIFT: u32>(text: &str) -> Result<u64, String> {
+pub(super) fn scaled<const SHIFT: u32>(text: &str) -> Result<u64, String> {
     let number: u64 = text.parse().map_err(|_| "expected a number")?;
     if number == 0 {
         return Err("it must be more than 0".to_owned());
@@ -107,7 +107,7 @@ impl Add {
         let client = connection.client()?;
         let group = self.group(&client).await?;
         let created = {
-            let _spinner = wait.map(|wait| Spinner::start(&group.name, wait));
+            let _spinner = wait.map(|wait| Spinner::start(waiting(&group.name, wait)));
             client
                 .create_node(&group.name, &request, wait, self.timeout)
                 .await?
@@ -163,10 +163,7 @@ impl Add {
             ));
         }
         let name = self.name.iter().map(|name| format!("name={name}"));
-        let secrets = self.secret.as_ref().map(|names| {
-            let names = names.iter().map(|n| n.trim());
-            names.filter(|n| !n.is_empty()).map(str::to_owned).collect()
-        });
+        let secrets = self.secret.as_deref().map(given_names);
         Ok(CreateNode {
             cpus: self.cpus.unwrap_or_default(),
             ram_bytes: (self.ram_gb.or(self.ram_mb).or(self.ram_bytes)).unwrap_or_default(),
@@ -230,20 +227,31 @@ fn ram(bytes: u64) -> String {
     super::list::ram(bytes).replace("iB", "B")
 }
 
+/// What is waited for.
+fn waiting(group: &str, wait: Wait) -> String {
+    let until = match wait {
+        Wait::Agent => "to answer",
+        Wait::Userdata => "to run its userdata",
+    };
+    format!("Waiting for a new VM of {group} {until}")
+}
+
+/// The names in a flag of which an empty one is none.
+pub(super) fn given_names(names: &[String]) -> Vec<String> {
+    let names = names.iter().map(|n| n.trim());
+    names.filter(|n| !n.is_empty()).map(str::to_owned).collect()
+}
+
 /// Turns on stderr, when that is a terminal, until dropped.
-struct Spinner(ProgressBar);
+pub(super) struct Spinner(ProgressBar);
 
 impl Spinner {
-    fn start(group: &str, wait: Wait) -> Self {
+    pub(super) fn start(message: String) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
-        let until = match wait {
-            Wait::Agent => "to answer",
-            Wait::Userdata => "to run its userdata",
-        };
         let bar = ProgressBar::new_spinner();
-        bar.set_message(format!("Waiting for a new VM of {group} {until}"));
+        bar.set_message(message);
         bar.enable_steady_tick(SPINNER_TICK);
         Self(bar)
     }

@@ -2,11 +2,13 @@
 
 pub(crate) mod add;
 pub(crate) mod bg;
+pub(crate) mod commit;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod delete;
 pub(crate) mod docker;
 pub(crate) mod exec;
+pub(crate) mod fork;
 pub(crate) mod forward;
 pub(crate) mod group;
 pub(crate) mod health;

@@ -1,9 +1,10 @@
 //! `slicer vm`.
 
 use super::{
-    add::Add, bg::Bg, cp::Cp, delete::Delete, exec::Exec, forward::Forward, group::Group,
-    health::Health, list::List, logs::Logs, pause::Pause, ready::Ready, relaunch::Relaunch,
-    resume::Resume, shell::Shell, shutdown::Shutdown, tag::Tag, top::Top,
+    add::Add, bg::Bg, commit::Commit, cp::Cp, delete::Delete, exec::Exec, fork::Fork,
+    forward::Forward, group::Group, health::Health, list::List, logs::Logs, pause::Pause,
+    ready::Ready, relaunch::Relaunch, resume::Resume, shell::Shell, shutdown::Shutdown, tag::Tag,
+    top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -33,6 +34,8 @@ pub(crate) enum Vm {
     Delete(Delete),
     #[command(subcommand)]
     Tag(Tag),
+    Commit(Commit),
+    Fork(Fork),
     Top(Top),
 }
 
@@ -56,6 +59,8 @@ impl Vm {
             Self::Relaunch(c) => c.run(connection).await,
             Self::Delete(c) => c.run(connection).await,
             Self::Tag(c) => c.run(connection).await,
+            Self::Commit(c) => c.run(connection).await,
+            Self::Fork(c) => c.run(connection).await,
             Self::Top(c) => c.run(connection).await,
         }
     }
