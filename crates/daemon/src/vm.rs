@@ -71,6 +71,7 @@ pub(crate) fn actor(
         network,
         view: view_tx,
         was_ready: false,
+        unready: None,
         retiring: None,
         relaunching: Vec::new(),
         gate: DiskGate::default(),
@@ -88,6 +89,8 @@ struct Vm {
     view: watch::Sender<View>,
     /// Its guest was ready once in the life of its machine.
     was_ready: bool,
+    /// Why its guest never will be.
+    unready: Option<String>,
     /// Who waits for the VM to be off because the daemon stops.
     retiring: Option<Reply>,
     /// Who waits for the VM to be off because it shall be started again.
@@ -410,9 +413,13 @@ impl Vm {
             Progress::Ready(Err(why)) => {
                 if matches!(self.phase(), Phase::Running | Phase::Paused) {
                     warn!("{name}: the guest did not become ready: {why}");
-                    if self.is_unsettled() {
-                        let text = format!("fork {name} did not become ready: {why}");
-                        return self.remove(Some(ApiError::internal(text))).await.is_ok();
+                    self.unready = Some(why);
+                    // Its end, of itself or now, shows in `stopped`.
+                    if self.is_unsettled()
+                        && let Some(machine) = self.machine()
+                        && let Err(e) = machine.kill().await
+                    {
+                        warn!("{name}: {e}");
                     }
                 } else if self.phase() == Phase::Launching {
                     return self.failed(&DaemonError::Internal("launching a VM")).await;
@@ -459,6 +466,7 @@ impl Vm {
     async fn stopped(&mut self, reason: StopReason) -> bool {
         let name = self.record.hostname.clone();
         let asked = self.phase() == Phase::Stopping;
+        let unready = self.unready.take();
         let why = match &reason {
             StopReason::Crashed(how) => {
                 let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
@@ -473,6 +481,7 @@ impl Vm {
                     "the guest powered off before it was ready; console: {last}"
                 ))
             }
+            StopReason::Killed if self.is_unsettled() => unready,
             StopReason::Guest | StopReason::Killed => None,
         };
         match &why {
@@ -529,6 +538,7 @@ impl Vm {
         let gate = self.gate.clone();
         let network = self.network;
         self.was_ready = false;
+        self.unready = None;
         tasks.spawn(async move {
             let launch = launch(&shared, &image, &record, network, gate);
             let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));

@@ -6,6 +6,7 @@
 
 mod agent;
 mod background;
+mod commits;
 mod contract;
 mod cp;
 mod crash;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         agent::trials(),
         lifecycle::trials(),
         crash::trials(),
+        commits::trials(),
         firstboot::trials(),
         images::trials(),
         listen::trials(),
