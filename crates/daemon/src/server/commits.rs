@@ -34,20 +34,33 @@ pub(super) async fn commit(
 pub(super) async fn list(
     State(supervisor): State_,
     RawQuery(query): RawQuery,
-) -> Json<Vec<Commit>> {
-    let query = query.as_deref();
-    let given = |name| parameter(query, name).filter(|v| !v.is_empty());
-    let tags = form_urlencoded::parse(query.unwrap_or_default().as_bytes())
-        .filter(|(key, value)| key == "tag" && !value.is_empty())
-        .map(|(_, value)| value.into_owned());
-    let filter = Filter {
-        tags: tags.collect(),
-        cache_key: given("cache_key"),
-        source: given("source"),
-        mode: given("mode"),
-    };
+) -> Result<Json<Vec<Commit>>, Failure> {
+    let filter = filter(query.as_deref())?;
     let all = supervisor.shared.commits.list(&filter);
-    Json(all.iter().map(|c| c.shown()).collect())
+    Ok(Json(all.iter().map(|c| c.shown()).collect()))
+}
+
+/// What a list's query asks for: any number of tags, and one of each other kind.
+fn filter(query: Option<&str>) -> Result<Filter, ApiError> {
+    let mut filter = Filter::default();
+    for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let value = Some(value.into_owned()).filter(|v| !v.is_empty());
+        let place = match &*key {
+            "tag" => {
+                filter.tags.extend(value);
+                continue;
+            }
+            "cache_key" => &mut filter.cache_key,
+            "source" => &mut filter.source,
+            "mode" => &mut filter.mode,
+            _ => continue,
+        };
+        if place.is_some() {
+            return Err(ApiError::bad_request(format!("{key} can be given once")));
+        }
+        *place = value;
+    }
+    Ok(filter)
 }
 
 pub(super) async fn remove(

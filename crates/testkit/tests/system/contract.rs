@@ -7,7 +7,7 @@
 use crate::tests;
 use libtest_mimic::Trial;
 use serde_json::Value;
-use slicer_api::{CreateNode, Endpoint, NodeStatus, ShutdownAction, Wait};
+use slicer_api::{CommitRequest, CreateNode, Endpoint, NodeStatus, ShutdownAction, Wait};
 use slicer_client::Client;
 use slicer_daemon::Daemon;
 use slicer_daemon::config::{Config, Host};
@@ -172,6 +172,9 @@ async fn names_nobody_has_and_a_running_vm() {
         "POST /vm/{vm}/shutdown",
         "POST /vm/{vm}/pause",
         "POST /vm/{vm}/relaunch",
+        "POST /vm/{vm}/commit",
+        "DELETE /vm/commits/{id}",
+        "POST /vm/commits/{id}/fork",
     ];
     let asked: Vec<String> = all
         .filter(|operation| !left_out.contains(&operation.as_str()))
@@ -213,7 +216,7 @@ async fn vms_that_come_and_go() {
     let daemon = daemon.await.unwrap();
     let client = Client::new(Endpoint::Unix(dir.path().join("slicer.sock")), None, "test");
     let client = client.unwrap();
-    for _ in 0..3 {
+    for _ in 0..5 {
         let request = CreateNode {
             persistent: true,
             ..CreateNode::default()
@@ -221,16 +224,25 @@ async fn vms_that_come_and_go() {
         let made = client.create_node("sbox", &request, Some(Wait::Agent), Some(LIMIT));
         made.await.unwrap();
     }
-    // Something to launch again.
-    client
-        .shutdown("sbox-3", ShutdownAction::Shutdown)
-        .await
-        .unwrap();
-    wait_until("sbox-3 is off", LIMIT, async || {
-        client.node("sbox-3").await.unwrap().node.status == NodeStatus::Stopped
-    })
-    .await;
-    let answered = pass(&url, include_str!("contract/lifecycle.toml")).await;
+    // Something to launch again, to commit, and commits to fork and to remove.
+    for vm in ["sbox-3", "sbox-4", "sbox-5"] {
+        let asked = client.shutdown(vm, ShutdownAction::Shutdown).await;
+        asked.unwrap();
+        wait_until(&format!("{vm} is off"), LIMIT, async || {
+            client.node(vm).await.unwrap().node.status == NodeStatus::Stopped
+        })
+        .await;
+    }
+    let commit = async |vm: &str| {
+        let made = client.commit(vm, &CommitRequest::default()).await;
+        made.unwrap().commit_id
+    };
+    let (kept, removed) = (commit("sbox-4").await, commit("sbox-5").await);
+    client.delete_node("sbox", "sbox-5").await.unwrap();
+    let config = include_str!("contract/lifecycle.toml")
+        .replace("KEPT", &kept)
+        .replace("REMOVED", &removed);
+    let answered = pass(&url, &config).await;
     succeeded(
         &answered,
         &[
@@ -240,6 +252,10 @@ async fn vms_that_come_and_go() {
             "POST /vm/sbox-1/resume",
             "POST /vm/sbox-1/shutdown",
             "POST /vm/sbox-3/relaunch",
+            "POST /vm/sbox-4/commit",
+            "GET /vm/commits",
+            &format!("POST /vm/commits/{kept}/fork"),
+            &format!("DELETE /vm/commits/{removed}"),
         ],
     );
     daemon.stop(pending()).await;

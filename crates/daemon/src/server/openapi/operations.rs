@@ -202,6 +202,7 @@ pub(super) const OPS: &[Op] = &[
             ("mode", Text),
         ],
         answer: List("Commit"),
+        errors: &[400],
         ..OP
     },
     Op {
