@@ -59,6 +59,17 @@ pub enum DaemonError {
         /// Go's name of the architecture.
         arch: &'static str,
     },
+    /// A disk lies over more others than are opened with it.
+    #[error(
+        "the disk of VM {vm} lies over {limit} others and can't be committed once more: copy what is \
+         in it to a new VM"
+    )]
+    TooDeep {
+        /// The VM.
+        vm: String,
+        /// How many it may lie over.
+        limit: usize,
+    },
     /// This platform can't run VMs.
     #[error("{0}")]
     Unsupported(String),
@@ -84,6 +95,8 @@ impl DaemonError {
     pub(crate) fn to_api(&self) -> ApiError {
         if self.is_disk_full() {
             ApiError::insufficient_storage(self.to_string())
+        } else if matches!(self, Self::TooDeep { .. }) {
+            ApiError::conflict(self.to_string())
         } else {
             ApiError::internal(self.to_string())
         }

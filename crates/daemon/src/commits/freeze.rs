@@ -11,12 +11,18 @@ use crate::record::{DiskKind, VmRecord};
 use crate::workdir::WorkDir;
 use serde::{Deserialize, Serialize};
 use slicer_image::{
-    CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk, reflink_file, remove_unfinished,
+    CloneKind, CloneOptions, backing_file, clone_disk, disk_size, overlay_disk, reflink_file,
+    remove_unfinished,
 };
 use slicer_machine::DiskFormat;
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use tracing::warn;
+
+/// Most disks one lies over: each is a file that QEMU keeps open and a table it looks into. Forty
+/// cost nothing that could be measured.
+const MAX_DEPTH: usize = 128;
 
 /// What a VM was before its disk changed places, in `before.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -70,6 +76,7 @@ fn try_freeze(
     if reflink_file(&disk, &own)? {
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", &path))?;
     } else if formats.contains(&DiskFormat::Qcow2) {
+        check_depth(work, commit)?;
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", &path))?;
         fs::hard_link(&disk, &own)
             .and_then(|()| files::sync_dir(&dir))
@@ -92,6 +99,32 @@ fn try_freeze(
         warn!("cannot remove {}: {e}", path.display());
     }
     Ok(after)
+}
+
+/// Refuses to lay one more over a disk that lies over too many. Only what a record calls qcow2 is
+/// looked into: a guest may write a header into a raw disk, and name whatever it likes there.
+fn check_depth(work: &WorkDir, commit: &CommitRecord) -> Result<(), DaemonError> {
+    let vm = &commit.source.hostname;
+    let (mut disk, mut format) = (work.disk(vm), commit.disk);
+    for _ in 0..MAX_DEPTH {
+        if format == DiskKind::Raw {
+            return Ok(());
+        }
+        let Some(below) = backing_file(&disk)? else {
+            return Ok(());
+        };
+        // Below the last commit there is at most a base.
+        let id = below.parent().and_then(Path::file_name);
+        let id = id.unwrap_or_default().to_string_lossy().into_owned();
+        if below != work.commit_disk(&id) {
+            return Ok(());
+        }
+        (disk, format) = (below, CommitRecord::load(work, &id)?.disk);
+    }
+    Err(DaemonError::TooDeep {
+        vm: vm.clone(),
+        limit: MAX_DEPTH,
+    })
 }
 
 /// Ends what was begun with a commit's directory: whether there is a commit now. One without a

@@ -142,6 +142,26 @@ fn what_fails_is_taken_back() {
 }
 
 #[test]
+fn chains_have_an_end() {
+    let (_dir, work, mut vm) = place();
+    if reflink_file(&work.disk("sbox-1"), &work.root().join("try")).unwrap() {
+        // Here a commit is a copy, and nothing lies over anything.
+        return;
+    }
+    let mut last = None;
+    while last.is_none() {
+        match freeze(&work, &commit_of(&vm), QCOW2) {
+            Ok(after) => vm = after,
+            Err(e) => last = Some(e),
+        }
+    }
+    let commits = fs::read_dir(work.commits()).unwrap().count();
+    assert_eq!(commits, 128);
+    assert_eq!(last.unwrap().to_api().status, 409);
+    assert_eq!(record(&work), vm);
+}
+
+#[test]
 fn a_commit_goes_when_nobody_needs_it() {
     let (_dir, work, vm) = place();
     let first = commit_of(&vm);
