@@ -5,12 +5,16 @@ use crate::commits::{self, CommitRecord};
 use crate::record::{VmRecord, draw_mac};
 use crate::supervisor::{Supervisor, check_size};
 use crate::tags;
-use crate::vm::VmHandle;
+use crate::vm::{Phase, VmHandle};
 use slicer_api::{ApiError, CommitRequest, Fixup, ForkRequest, TagMode, Timestamp};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Longer than a VM takes to be off that was asked for it: it is switched off then.
+const STOP_TIME: Duration = Duration::from_mins(2);
 
 impl Supervisor {
-    /// Makes a commit of a stopped VM's disk. It is done to its end, whether or not anybody still
+    /// Makes a commit of a VM's disk that is off, or about to be. It is done to its end, whether or not anybody still
     /// waits for it.
     pub(crate) async fn commit(
         &self,
@@ -31,6 +35,11 @@ impl Supervisor {
                  one with --persistent"
             )));
         }
+        // Not while others wait for their turn.
+        let mut view = vm.view.clone();
+        let down = view.wait_for(|v| v.phase != Phase::Stopping);
+        // One that takes longer, or is deleted meanwhile, is told below.
+        let _ = tokio::time::timeout(STOP_TIME, down).await.is_ok();
         let shared = self.shared.clone();
         let made = self.tasks().spawn(async move {
             let _changing = shared.commits.changing.lock().await;

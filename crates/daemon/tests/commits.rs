@@ -101,7 +101,11 @@ async fn off(client: &Client, vm: &str) {
 /// A stopped VM, and a commit of it.
 async fn committed(client: &Client) -> (String, String) {
     let vm = launch(client, true).await;
-    off(client, &vm).await;
+    // One that is on its way down is waited for.
+    client
+        .shutdown(&vm, ShutdownAction::Shutdown)
+        .await
+        .unwrap();
     let made = client.commit(&vm, &CommitRequest::default()).await;
     (vm, made.unwrap().commit_id)
 }
