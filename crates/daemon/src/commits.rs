@@ -8,9 +8,11 @@
 //! ```
 
 mod freeze;
+mod moved;
 mod record;
 
 pub(crate) use freeze::freeze;
+pub(crate) use moved::follow;
 pub(crate) use record::CommitRecord;
 
 use crate::DaemonError;

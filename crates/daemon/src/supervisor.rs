@@ -1,7 +1,7 @@
 //! All VMs: who there is, who may come, who goes.
 
 use crate::DaemonError;
-use crate::commits::{CommitRecord, Commits};
+use crate::commits::{self, CommitRecord, Commits};
 use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::forwards;
 use crate::github::Github;
@@ -89,6 +89,7 @@ impl Supervisor {
     ) -> Result<Arc<Self>, DaemonError> {
         work.sweep()?;
         let commits = Commits::open(&work)?;
+        commits::follow(&work, &commits)?;
         let groups: Vec<Group> = config
             .host_groups
             .iter()

@@ -34,6 +34,14 @@ pub fn backing_file(file: &Path) -> Result<Option<PathBuf>, ImageError> {
     Ok(header.and_then(|h| h.backing))
 }
 
+/// Has the qcow2 image in `file` lie over `backing`, which has the content of what it lay over. It
+/// is durable when this returns; a crash leaves the one or the other.
+pub fn set_backing_file(file: &Path, backing: &Path) -> Result<(), ImageError> {
+    let opened = File::options().read(true).write(true).open(file);
+    let opened = opened.map_err(ImageError::io("open", file))?;
+    qcow2::set_backing(&opened, backing).map_err(ImageError::io("change the base of", file))
+}
+
 /// Makes `dest` an empty disk that reads as `base` and is as large, in the place of what has its
 /// name. `base` must stay where and as it is for as long as the overlay lives. It is durable when
 /// this returns.
@@ -78,6 +86,11 @@ mod tests {
             disk_size(&base, FileFormat::Qcow2),
             Err(ImageError::Io { .. })
         ));
+
+        let moved = dir.path().join("moved to another place");
+        fs::rename(&first, &moved).unwrap();
+        set_backing_file(&second, &moved).unwrap();
+        assert_eq!(backing_file(&second).unwrap().as_deref(), Some(&*moved));
 
         let raw = dir.path().join("raw");
         let convert = Command::new("qemu-img")

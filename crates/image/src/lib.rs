@@ -32,7 +32,7 @@ pub use clone::{CloneKind, CloneOptions, clone_disk};
 pub use digest::sha256;
 pub use error::ImageError;
 pub use files::remove_unfinished;
-pub use freeze::{backing_file, disk_size, overlay_disk, reflink_file};
+pub use freeze::{backing_file, disk_size, overlay_disk, reflink_file, set_backing_file};
 pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest};
 pub use kernel::{KernelFiles, prepare_kernel};
 pub use layout::Resolved;

@@ -86,6 +86,39 @@ pub(crate) fn read(file: &File) -> io::Result<Option<Header>> {
     }))
 }
 
+/// Has a qcow2 file lie over `backing`, a name that is written behind the one it had, which counts
+/// until the one write that leads to the new one.
+pub(crate) fn set_backing(file: &File, backing: &Path) -> io::Result<()> {
+    let bad = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+    let mut head = [0; 24];
+    file.read_exact_at(&mut head, 0)?;
+    let number = |at: usize, len: usize| {
+        let bytes = &head[at..at + len];
+        bytes.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b))
+    };
+    let (at, len, cluster_bits) = (number(8, 8), number(16, 4), number(20, 4));
+    if !head.starts_with(MAGIC) || at == 0 || !(9..=21).contains(&cluster_bits) {
+        return Err(bad("it is no qcow2 image that lies over another"));
+    }
+    let name = backing.as_os_str().as_bytes();
+    let end = at.saturating_add(len);
+    // The first cluster is the header's alone.
+    if name.is_empty()
+        || name.len() > MAX_BACKING
+        || end.saturating_add(name.len() as u64) > 1 << cluster_bits
+    {
+        return Err(bad("there is no room for the name of what it lies over"));
+    }
+    file.write_all_at(name, end)?;
+    file.sync_all()?;
+    let mut place = [0; 12];
+    place[..8].copy_from_slice(&end.to_be_bytes());
+    let length = u32::try_from(name.len()).unwrap_or_default();
+    place[8..].copy_from_slice(&length.to_be_bytes());
+    file.write_all_at(&place, 8)?;
+    file.sync_all()
+}
+
 /// The bytes of an overlay of `size` bytes (a multiple of 512) over a `backing` file of this format.
 /// `None` if the name of the backing file is too long. As long as one cluster of reference counts lasts,
 /// which is for disks up to 1 PiB, the layout is: header, reference count table, reference counts,
@@ -194,6 +227,30 @@ mod tests {
         }
         assert_eq!(read(&file(b"")).unwrap(), None);
         assert_eq!(read(&file(&[0; 4096])).unwrap(), None);
+    }
+
+    #[test]
+    fn a_backing_file_may_move_as_long_as_there_is_room() {
+        let bytes = overlay(Path::new("/old/base.img"), FileFormat::Raw, 1 << 30).unwrap();
+        let file = file(&bytes);
+        for name in ["/new/and/longer/base.img", "/b"] {
+            set_backing(&file, Path::new(name)).unwrap();
+            let header = read(&file).unwrap().unwrap();
+            assert_eq!(header.backing.as_deref(), Some(Path::new(name)));
+            assert_eq!(header.size, 1 << 30);
+        }
+        let long = "x".repeat(1000);
+        let moved = (0..70).filter(|_| set_backing(&file, Path::new(&long)).is_ok());
+        assert_eq!(moved.count(), 65);
+        let header = read(&file).unwrap().unwrap();
+        assert_eq!(header.backing.as_deref(), Some(Path::new(&long)));
+        let rest = |from: &File| {
+            let mut all = vec![0; bytes.len() - (1 << 16)];
+            from.read_exact_at(&mut all, 1 << 16).unwrap();
+            all
+        };
+        assert!(rest(&file) == bytes[1 << 16..]);
+        set_backing(&super::tests::file(&[0; 4096]), Path::new("/b")).unwrap_err();
     }
 
     proptest! {

@@ -156,9 +156,48 @@ fn chains_have_an_end() {
         }
     }
     let commits = fs::read_dir(work.commits()).unwrap().count();
-    assert_eq!(commits, 128);
+    assert_eq!(commits, freeze::MAX_DEPTH);
     assert_eq!(last.unwrap().to_api().status, 409);
     assert_eq!(record(&work), vm);
+}
+
+#[test]
+fn a_directory_may_move() {
+    let (dir, work, vm) = place();
+    let first = commit_of(&vm);
+    let after = freeze(&work, &first, QCOW2).unwrap();
+    let second = commit_of(&after);
+    let after = freeze(&work, &second, QCOW2).unwrap();
+    drop(work);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("slicer");
+    fs::rename(dir.path(), &moved).unwrap();
+    let work = WorkDir::open(&moved).unwrap();
+    let commits = Commits::open(&work).unwrap();
+    for _ in 0..2 {
+        follow(&work, &commits).unwrap();
+        if after.disk == Some(DiskKind::Qcow2) {
+            let below = |disk: &Path| backing_file(disk).unwrap().unwrap();
+            let own = work.commit_disk(&second.id);
+            assert_eq!(below(&work.disk("sbox-1")), own);
+            assert_eq!(below(&own), work.commit_disk(&first.id));
+        }
+    }
+    // What a guest writes into a raw disk names nothing.
+    let mut raw = record(&work);
+    raw.disk = Some(DiskKind::Raw);
+    raw.save(&work).unwrap();
+    let lost = moved.join("lost/.slicer/commits").join(&first.id);
+    overlay_disk(
+        &work.commit_disk(&first.id),
+        first.disk.into(),
+        &work.disk("sbox-1"),
+    )
+    .unwrap();
+    slicer_image::set_backing_file(&work.disk("sbox-1"), &lost.join("disk.img")).unwrap();
+    let before = fs::read(work.disk("sbox-1")).unwrap();
+    follow(&work, &commits).unwrap();
+    assert!(fs::read(work.disk("sbox-1")).unwrap() == before);
 }
 
 #[test]
