@@ -108,18 +108,21 @@ impl GroupImage {
     }
 
     /// The image a reference leads to. A relative path in it is relative to the working directory;
-    /// an image of a registry is fetched unless it is in the cache.
+    /// an image of an archive or a registry is fetched unless it is in the cache.
     async fn resolve(&self, reference: &str) -> Result<Resolved, DaemonError> {
         let arch = self.arch.go_name();
-        let mut parsed = ImageRef::parse(reference)?;
-        if let ImageRef::OciLayout { path, .. } = &mut parsed {
-            *path = self.work.root().join(&*path);
-        }
-        let ImageRef::Registry(name) = parsed else {
-            return blocking(move || Ok(Resolved::find(&parsed, arch)?)).await;
+        let parsed = ImageRef::parse(reference)?.relative_to(self.work.root());
+        let dir = self.work.image_cache();
+        let name = match parsed {
+            ImageRef::Registry(name) => name,
+            ImageRef::OciLayout { .. } => {
+                return blocking(move || Ok(Resolved::find(&parsed, arch)?)).await;
+            }
+            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } => {
+                return blocking(move || Ok(ImageCache::open(&dir)?.import(&parsed, arch)?)).await;
+            }
         };
         let full = slicer_registry::canonical(&name)?;
-        let dir = self.work.image_cache();
         let looked = full.clone();
         let (cache, found) = blocking(move || {
             let cache = ImageCache::open(&dir)?;

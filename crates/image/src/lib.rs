@@ -5,6 +5,7 @@
 //! checked, paths stay inside, sizes are bounded. Results appear complete or not at all.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod base;
 mod cache;
 mod clone;
@@ -15,6 +16,7 @@ mod error;
 mod ext4;
 mod files;
 mod guest;
+mod import;
 mod kernel;
 mod layout;
 mod merge;
