@@ -95,7 +95,7 @@ pub enum ImageError {
         why: String,
     },
     /// The image unpacks to more than is allowed.
-    #[error("image {image} unpacks to more than {limit} {unit}; raise the limit if you trust it")]
+    #[error("image {image} unpacks to more than {limit} {unit}{}", larger(unit))]
     TooLarge {
         /// The image's manifest digest.
         image: String,
@@ -176,5 +176,14 @@ impl ImageError {
             path,
             source,
         }
+    }
+}
+
+/// What to do about an image that is too large.
+fn larger(unit: &str) -> &'static str {
+    if unit == "bytes" {
+        "; if you trust it, give it a larger storage_size"
+    } else {
+        ", which is more than is allowed"
     }
 }
