@@ -223,7 +223,9 @@ fn lies_over(disk: &Path, base: &Path) -> Result<bool, DaemonError> {
     if !disk.exists() {
         return Ok(false);
     }
-    Ok(backing_file(disk)?.is_some_and(|backing| backing == base))
+    // A header that makes no sense is what a guest wrote into a raw disk, which lies over nothing.
+    let backing = backing_file(disk).unwrap_or_default();
+    Ok(backing.is_some_and(|backing| backing == base))
 }
 
 fn subdirectories(dir: &Path) -> Result<Vec<String>, DaemonError> {

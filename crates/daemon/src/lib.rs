@@ -4,6 +4,7 @@
 
 mod agents;
 mod attend;
+mod bases;
 mod commits;
 pub mod config;
 mod console;

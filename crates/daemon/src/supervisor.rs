@@ -1,6 +1,7 @@
 //! All VMs: who there is, who may come, who goes.
 
 use crate::DaemonError;
+use crate::bases::Bases;
 use crate::commits::{self, CommitRecord, Commits};
 use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::forwards;
@@ -90,13 +91,16 @@ impl Supervisor {
         work.sweep()?;
         let commits = Commits::open(&work)?;
         commits::follow(&work, &commits)?;
+        let bases = Arc::new(Bases::new(work.clone()));
+        let names: Vec<_> = config.host_groups.iter().map(|g| g.name.as_str()).collect();
+        bases.remove_unused(&names)?;
         let groups: Vec<Group> = config
             .host_groups
             .iter()
             .map(|group| Group {
                 config: group.clone(),
                 image: Arc::new(GroupImage::new(
-                    work.clone(),
+                    bases.clone(),
                     group.clone(),
                     config.kernel_image.clone(),
                     config.insecure_registry,

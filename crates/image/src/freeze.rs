@@ -5,7 +5,7 @@ use crate::clone::{means_cannot, overlay, reflink};
 use crate::qcow2::{self, FileFormat};
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The size of the disk in `file`, bytes, as a machine sees it.
 pub fn disk_size(file: &Path, format: FileFormat) -> Result<u64, ImageError> {
@@ -24,14 +24,6 @@ pub fn disk_size(file: &Path, format: FileFormat) -> Result<u64, ImageError> {
                 .ok_or_else(|| ImageError::io("use", file)(no_image()))
         }
     }
-}
-
-/// The file that the qcow2 image in `file` lies over; `None` when it is no such image, or lies over
-/// none.
-pub fn backing_file(file: &Path) -> Result<Option<PathBuf>, ImageError> {
-    let opened = File::open(file).map_err(ImageError::io("open", file))?;
-    let header = qcow2::read(&opened).map_err(ImageError::io("read", file))?;
-    Ok(header.and_then(|h| h.backing))
 }
 
 /// Has the qcow2 image in `file` lie over `backing`, which has the content of what it lay over. It
@@ -63,6 +55,7 @@ pub fn reflink_file(from: &Path, dest: &Path) -> Result<bool, ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backing_file;
     use std::fs;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
