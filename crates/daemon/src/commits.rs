@@ -203,7 +203,7 @@ fn user_of(work: &WorkDir, id: &str) -> Result<Option<String>, DaemonError> {
     let own = work.commit_disk(id);
     for other in subdirectories(&work.commits())? {
         let disk = work.commit_disk(&other);
-        if other != id && lies_over(&disk, &own)? {
+        if other != id && lies_over(&disk, &own) {
             return Ok(Some(format!("commit {other}")));
         }
     }
@@ -212,20 +212,17 @@ fn user_of(work: &WorkDir, id: &str) -> Result<Option<String>, DaemonError> {
     for entry in fs::read_dir(root).map_err(DaemonError::io("read", root))? {
         let path = entry.map_err(DaemonError::io("read", root))?.path();
         let is_disk = path.extension().is_some_and(|e| e == "img");
-        if is_disk && path.is_file() && lies_over(&path, &own)? {
+        if is_disk && path.is_file() && lies_over(&path, &own) {
             return Ok(Some(path.display().to_string()));
         }
     }
     Ok(None)
 }
 
-fn lies_over(disk: &Path, base: &Path) -> Result<bool, DaemonError> {
-    if !disk.exists() {
-        return Ok(false);
-    }
+fn lies_over(disk: &Path, base: &Path) -> bool {
     // A header that makes no sense is what a guest wrote into a raw disk, which lies over nothing.
     let backing = backing_file(disk).unwrap_or_default();
-    Ok(backing.is_some_and(|backing| backing == base))
+    backing.is_some_and(|backing| backing == base)
 }
 
 fn subdirectories(dir: &Path) -> Result<Vec<String>, DaemonError> {
