@@ -134,7 +134,10 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
                 .map(String::as_str)
                 .collect::<Vec<_>>()
                 .join(" ");
-            (shell.clone(), vec!["-lc".to_owned(), script])
+            (
+                present_shell(shell).to_owned(),
+                vec!["-lc".to_owned(), script],
+            )
         }
     };
     let path = env
@@ -152,6 +155,16 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
         stdout: request.stdout,
         stderr: request.stderr,
     })
+}
+
+/// The shell that is asked for, or sh for the bash of an image that has none: bash is what clients
+/// ask for when their users didn't.
+fn present_shell(asked: &str) -> &str {
+    if asked == "/bin/bash" && !Path::new(asked).exists() {
+        "/bin/sh"
+    } else {
+        asked
+    }
 }
 
 /// The user's default environment, then `/etc/environment`, then the request's own; of equal keys

@@ -9,9 +9,11 @@ mod background;
 mod contract;
 mod cp;
 mod crash;
+mod disks;
 mod docker;
 mod exec;
 mod firstboot;
+mod foreign;
 mod forward;
 mod fs;
 mod guest;
@@ -57,6 +59,8 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         crash::trials(),
         firstboot::trials(),
+        foreign::trials(),
+        disks::trials(),
         images::trials(),
         listen::trials(),
         power::trials(),
