@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod cp;
+mod entrypoint;
 mod error;
 mod exec;
 mod forward;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             worker::serve_socket(Path::new(path))
         }
         [word, _, ..] if *word == "modprobe" => load_modules(&args[1..]),
+        [word] if *word == "entrypoint" => entrypoint::keep(),
         [word, rest @ ..] if *word == "upload" => match cp::upload::run(rest) {
             Ok(text) => {
                 say(&mut std::io::stdout(), &text);

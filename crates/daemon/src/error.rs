@@ -59,6 +59,14 @@ pub enum DaemonError {
         /// Go's name of the architecture.
         arch: &'static str,
     },
+    /// An image's entrypoint can't be run.
+    #[error("cannot run the entrypoint of {image}: {why}")]
+    Entrypoint {
+        /// The image's reference.
+        image: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// This platform can't run VMs.
     #[error("{0}")]
     Unsupported(String),

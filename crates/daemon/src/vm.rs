@@ -5,12 +5,12 @@ use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
 use crate::forwards::Mappings;
 use crate::guest;
-use crate::images::GroupImage;
+use crate::images::{GroupImage, Prepared};
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::tags;
 use slicer_api::{
-    ApiError, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
+    ApiError, Entrypoint, Identity, NetworkIdentity, Node, NodeStatus, ShutdownAction, TagsChange,
 };
 use slicer_machine::{
     Boot, Disk, DiskFormat, Machine, MachineError, MachineSpec, MachineState, StopReason,
@@ -275,6 +275,8 @@ struct Launched {
     machine: Arc<dyn Machine>,
     /// Keys that were not known before.
     imported_keys: Option<Vec<String>>,
+    /// What of its image it shall run.
+    entrypoint: Option<Entrypoint>,
 }
 
 impl Vm {
@@ -528,8 +530,12 @@ impl Vm {
             Progress::Launched(Ok(launched)) => {
                 let machine = launched.machine;
                 let disk = Some(launched.disk);
-                if self.record.disk != disk || launched.imported_keys.is_some() {
+                if self.record.disk != disk
+                    || launched.imported_keys.is_some()
+                    || self.record.entrypoint != launched.entrypoint
+                {
                     self.record.disk = disk;
+                    self.record.entrypoint = launched.entrypoint;
                     if launched.imported_keys.is_some() {
                         self.record.imported_keys = launched.imported_keys;
                     }
@@ -595,6 +601,7 @@ impl Vm {
             DaemonError::Machine(MachineError::Unsupported { .. })
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
             DaemonError::Pull(_) => ApiError::bad_gateway(text),
+            DaemonError::Entrypoint { .. } => ApiError::bad_request(text),
             _ => ApiError::internal(text),
         };
         // One that ran before has a disk somebody wrote to.
@@ -687,10 +694,9 @@ impl Vm {
         tasks.spawn(async move {
             let launch = launch(&shared, &image, &record, network, gate);
             let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));
-            Progress::Launched(launched.map(|(disk, machine)| Launched {
-                disk,
-                machine,
+            Progress::Launched(launched.map(|launched| Launched {
                 imported_keys,
+                ..launched
             }))
         });
     }
@@ -710,6 +716,7 @@ impl Vm {
             ssh_keys: self.record.ssh_keys.clone(),
             imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
+            entrypoint: self.record.entrypoint.clone(),
         }
     }
 }
@@ -772,9 +779,10 @@ async fn launch(
     record: &VmRecord,
     (gateway, prefix): (Ipv4Addr, u8),
     gate: DiskGate,
-) -> Result<(DiskUsed, Arc<dyn Machine>), DaemonError> {
+) -> Result<Launched, DaemonError> {
     let started = Instant::now();
     let prepared = image.prepare().await?;
+    let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
     let disk = match record.disk {
         Some(kind) if shared.work.disk(name).exists() => kind,
@@ -827,7 +835,30 @@ async fn launch(
     };
     let machine = shared.hypervisor.launch(spec).await?;
     info!("{name}: launched in {:.0?}", started.elapsed());
-    Ok((disk, Arc::from(machine)))
+    Ok(Launched {
+        disk,
+        machine: Arc::from(machine),
+        imported_keys: None,
+        entrypoint,
+    })
+}
+
+/// What of its image a VM shall run. A disk keeps that of the image it was made from.
+fn entrypoint(record: &VmRecord, prepared: &Prepared) -> Result<Option<Entrypoint>, DaemonError> {
+    if !record.wants_entrypoint {
+        return Ok(None);
+    }
+    let refused = |why: String| DaemonError::Entrypoint {
+        image: record.image.clone(),
+        why,
+    };
+    let entrypoint = match (&record.entrypoint, &prepared.entrypoint) {
+        (Some(known), _) => known,
+        (None, Some(new)) => new,
+        (None, None) => return Err(refused("the image has neither ENTRYPOINT nor CMD".into())),
+    };
+    entrypoint.check().map_err(refused)?;
+    Ok(Some(entrypoint.clone()))
 }
 
 /// The keys of the user a VM's record names, unless they are in it. A VM whose configuration has

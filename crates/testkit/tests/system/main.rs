@@ -11,6 +11,7 @@ mod cp;
 mod crash;
 mod disks;
 mod docker;
+mod entrypoint;
 mod exec;
 mod firstboot;
 mod foreign;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         crash::trials(),
         firstboot::trials(),
         foreign::trials(),
+        entrypoint::trials(),
         disks::trials(),
         images::trials(),
         listen::trials(),

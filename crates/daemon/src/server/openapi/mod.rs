@@ -181,6 +181,7 @@ fn document() -> OpenApi {
         ExecFrame,
         ExecInfo,
         FsEntry,
+        EntrypointState,
         Health,
         HostGroup,
         Info,
