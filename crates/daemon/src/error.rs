@@ -9,6 +9,9 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+/// What to do about a disk that is full.
+pub(crate) const FREE_SPACE: &str = "free some space and try again";
+
 /// An error of the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -91,7 +94,7 @@ impl DaemonError {
     /// What a client is told whose request failed by it.
     pub(crate) fn to_api(&self) -> ApiError {
         if self.is_disk_full() {
-            ApiError::insufficient_storage(self.to_string())
+            ApiError::insufficient_storage(format!("{self}: {FREE_SPACE}"))
         } else {
             ApiError::internal(self.to_string())
         }

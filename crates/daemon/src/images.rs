@@ -1,17 +1,19 @@
 //! A host group's image as something VMs can be cloned from: base disk and boot files.
 
 use crate::DaemonError;
+use crate::bases::Bases;
 use crate::config::HostGroupConfig;
 use crate::record::DiskKind;
 use crate::vm::DiskGate;
 use crate::workdir::WorkDir;
 use slicer_api::Entrypoint;
 use slicer_image::{
-    CloneKind, CloneOptions, ImageCache, ImageError, ImageRef, KernelFiles, Limits, Progress,
-    Resolved, base_is_current, build_base, clone_disk, find_guest, prepare_kernel,
+    CloneKind, CloneOptions, ImageCache, ImageError, ImageRef, KernelFiles, Resolved, clone_disk,
+    find_guest, prepare_kernel,
 };
 use slicer_machine::{Arch, DiskFormat};
 use slicer_registry::{Progress as PullProgress, Wanted, Watcher};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -21,6 +23,8 @@ use tracing::{info, warn};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prepared {
     pub(crate) boot: KernelFiles,
+    /// What its VMs' disks are cloned from.
+    pub(crate) base: PathBuf,
     pub(crate) image_digest: String,
     /// What the image says is to be run, if anything.
     pub(crate) entrypoint: Option<Entrypoint>,
@@ -30,6 +34,7 @@ pub(crate) struct Prepared {
 /// next launch tries again.
 pub(crate) struct GroupImage {
     work: Arc<WorkDir>,
+    bases: Arc<Bases>,
     group: HostGroupConfig,
     kernel_image: Option<String>,
     insecure: bool,
@@ -39,14 +44,15 @@ pub(crate) struct GroupImage {
 
 impl GroupImage {
     pub(crate) fn new(
-        work: Arc<WorkDir>,
+        bases: Arc<Bases>,
         group: HostGroupConfig,
         kernel_image: Option<String>,
         insecure: bool,
         arch: Arch,
     ) -> Self {
         Self {
-            work,
+            work: bases.work().clone(),
+            bases,
             group,
             kernel_image,
             insecure,
@@ -96,9 +102,10 @@ impl GroupImage {
                 .await?
             }
         };
-        let (work, group, arch) = (self.work.clone(), self.group.clone(), self.arch);
+        let (bases, group, arch) = (self.bases.clone(), self.group.clone(), self.arch);
         blocking(move || {
-            let prepared = prepare(&work, &group, &image, &kernel, arch);
+            let work = bases.work();
+            let prepared = prepare(&bases, &group, &image, &kernel, arch);
             if let Err(DaemonError::Image(ImageError::Digest { path, .. })) = &prepared
                 && let Some(name) = path.file_name().and_then(|n| n.to_str())
                 && path.starts_with(work.image_cache())
@@ -111,18 +118,21 @@ impl GroupImage {
     }
 
     /// The image a reference leads to. A relative path in it is relative to the working directory;
-    /// an image of a registry is fetched unless it is in the cache.
+    /// an image of an archive or a registry is fetched unless it is in the cache.
     async fn resolve(&self, reference: &str) -> Result<Resolved, DaemonError> {
         let arch = self.arch.go_name();
-        let mut parsed = ImageRef::parse(reference)?;
-        if let ImageRef::OciLayout { path, .. } = &mut parsed {
-            *path = self.work.root().join(&*path);
-        }
-        let ImageRef::Registry(name) = parsed else {
-            return blocking(move || Ok(Resolved::find(&parsed, arch)?)).await;
+        let parsed = ImageRef::parse(reference)?.relative_to(self.work.root());
+        let dir = self.work.image_cache();
+        let name = match parsed {
+            ImageRef::Registry(name) => name,
+            ImageRef::OciLayout { .. } => {
+                return blocking(move || Ok(Resolved::find(&parsed, arch)?)).await;
+            }
+            ImageRef::OciArchive { .. } | ImageRef::DockerArchive { .. } => {
+                return blocking(move || Ok(ImageCache::open(&dir)?.import(&parsed, arch)?)).await;
+            }
         };
         let full = slicer_registry::canonical(&name)?;
-        let dir = self.work.image_cache();
         let looked = full.clone();
         let (cache, found) = blocking(move || {
             let cache = ImageCache::open(&dir)?;
@@ -159,7 +169,7 @@ impl GroupImage {
             kinds.push(CloneKind::Qcow2Overlay);
         }
         kinds.push(CloneKind::SparseCopy);
-        let base = self.work.base(&self.group.name);
+        let base = self.prepare().await?.base.clone();
         let disk = self.work.disk(vm);
         let size = self.group.storage_size;
         let job = move || {
@@ -183,7 +193,7 @@ impl GroupImage {
 }
 
 fn prepare(
-    work: &WorkDir,
+    bases: &Bases,
     group: &HostGroupConfig,
     image: &Resolved,
     kernel: &Resolved,
@@ -191,39 +201,14 @@ fn prepare(
 ) -> Result<Prepared, DaemonError> {
     let go_arch = arch.go_name();
     let agent = crate::agents::for_arch(go_arch).ok_or(DaemonError::NoAgent { arch: go_arch })?;
-    let base = work.base(&group.name);
-    let start = Instant::now();
-    if !base_is_current(&base, image, group.storage_size) {
-        info!(
-            "group {}: building {} from {}",
-            group.name,
-            base.display(),
-            group.image
-        );
-        let skipped = |p: Progress<'_>| {
-            if let Progress::Skipped { entry, why } = p {
-                warn!("{}: left out {entry}: {why}", group.image);
-            }
-        };
-        build_base(
-            image,
-            &base,
-            group.storage_size,
-            &Limits::default(),
-            &skipped,
-        )?;
-        info!(
-            "group {}: base built in {:.1?}",
-            group.name,
-            start.elapsed()
-        );
-    }
-    let dir = work.kernel(&group.name);
+    let base = bases.prepare(group, image)?;
+    let dir = bases.work().kernel(&group.name);
     slicer_image::remove_unfinished(&dir)?;
     let boot = prepare_kernel(kernel, agent, &dir)?;
     info!("group {}: image ready, kernel {}", group.name, boot.version);
     Ok(Prepared {
         boot,
+        base,
         image_digest: image.manifest_digest().to_owned(),
         entrypoint: entrypoint(image),
     })

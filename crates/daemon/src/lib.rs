@@ -4,6 +4,7 @@
 
 mod agents;
 mod attend;
+mod bases;
 pub mod config;
 mod console;
 mod error;

@@ -1,6 +1,7 @@
 //! All VMs: who there is, who may come, who goes.
 
 use crate::DaemonError;
+use crate::bases::Bases;
 use crate::config::{Config, HostGroupConfig, Userdata};
 use crate::forwards;
 use crate::github::Github;
@@ -76,13 +77,16 @@ impl Supervisor {
         arch: Arch,
     ) -> Result<Arc<Self>, DaemonError> {
         work.sweep()?;
+        let bases = Arc::new(Bases::new(work.clone()));
+        let names: Vec<_> = config.host_groups.iter().map(|g| g.name.as_str()).collect();
+        bases.remove_unused(&names)?;
         let groups: Vec<Group> = config
             .host_groups
             .iter()
             .map(|group| Group {
                 config: group.clone(),
                 image: Arc::new(GroupImage::new(
-                    work.clone(),
+                    bases.clone(),
                     group.clone(),
                     config.kernel_image.clone(),
                     config.insecure_registry,

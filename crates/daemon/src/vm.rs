@@ -3,6 +3,7 @@
 
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
+use crate::error::FREE_SPACE;
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::{GroupImage, Prepared};
@@ -597,7 +598,9 @@ impl Vm {
         warn!("{name}: launch failed: {e}");
         let text = format!("cannot launch VM {name}: {e}");
         let error = match e {
-            e if e.is_disk_full() => ApiError::insufficient_storage(text),
+            e if e.is_disk_full() => {
+                ApiError::insufficient_storage(format!("{text}: {FREE_SPACE}"))
+            }
             DaemonError::Machine(MachineError::Unsupported { .. })
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
             DaemonError::Pull(_) => ApiError::bad_gateway(text),

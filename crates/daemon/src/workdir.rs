@@ -3,12 +3,13 @@
 //! ```text
 //! slicer-mac.yaml  slicer.sock         what the user sees
 //! oci-cache/                           images from registries
-//! <group>-base.img                     a group's image as a disk, the parent of its VMs' disks
+//! <group>-base.img                     a group's image as a disk: a link to the one in bases
 //! <vm>.img                             a VM's disk
 //! kernel/<group>/                      kernel, initramfs and modules of a group
 //! logs/<vm>.txt                        a VM's serial console
 //! .slicer/lock                         held (flock) by the running daemon
 //! .slicer/vms/<vm>.json                a VM's record
+//! .slicer/bases/                       images as disks, the parents of VMs' disks
 //! .slicer/run/<vm>/                    what the hypervisor keeps while a VM runs
 //! .slicer/auth/token                   the API's bearer token
 //! ```
@@ -43,7 +44,7 @@ impl WorkDir {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
         }
-        for dir in ["vms", "run", "auth"] {
+        for dir in ["vms", "run", "auth", "bases"] {
             let dir = state.join(dir);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
@@ -82,6 +83,10 @@ impl WorkDir {
 
     pub(crate) fn base(&self, group: &str) -> PathBuf {
         self.root.join(format!("{group}-base.img"))
+    }
+
+    pub(crate) fn bases(&self) -> PathBuf {
+        self.root.join(".slicer/bases")
     }
 
     pub(crate) fn image_cache(&self) -> PathBuf {
@@ -140,6 +145,7 @@ impl WorkDir {
             }
         }
         slicer_image::remove_unfinished(&self.root)?;
+        slicer_image::remove_unfinished(&self.bases())?;
         Ok(())
     }
 }

@@ -144,6 +144,25 @@ pub fn base_is_current(out: &Path, image: &Resolved, size: u64) -> bool {
         && fs::metadata(out).is_ok_and(|m| m.is_file() && m.len() == note.size)
 }
 
+/// The name that says what is in a base of `image` and `size`: two that have it are the same byte
+/// for byte.
+pub fn base_name(image: &Resolved, size: u64) -> String {
+    let digest = image.manifest_digest().replace(':', "-");
+    format!("{digest}-{size}-v{FORMAT}.img")
+}
+
+/// Makes the base at `from`, which must be current, known at `out` as well, without a copy.
+pub fn adopt_base(from: &Path, out: &Path) -> Result<(), ImageError> {
+    for (from, out) in [
+        (from.to_owned(), out.to_owned()),
+        // The note is last: it vouches for the base.
+        (note_path(from), note_path(out)),
+    ] {
+        fs::hard_link(&from, &out).map_err(ImageError::io("link", &out))?;
+    }
+    Ok(())
+}
+
 /// `NAME.json` beside the base.
 fn note_path(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// An image's name in an index (image-spec, annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// An annotation of our own: the state of the file that an image was read from.
+const SOURCE: &str = "slicer.source";
 /// What the file `oci-layout` holds (image-spec, image-layout.md).
 const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
 /// More than any index has, bytes.
@@ -69,7 +71,19 @@ impl ImageCache {
 
     /// The image of this name for `linux` and `arch`, if all of it is here.
     pub fn find(&self, name: &str, arch: &str) -> Result<Option<Resolved>, ImageError> {
-        if !self.index()?.manifests().iter().any(|d| named(d, name)) {
+        self.find_made_of(name, arch, None)
+    }
+
+    /// Likewise, if it was made of this state of its source.
+    pub(crate) fn find_made_of(
+        &self,
+        name: &str,
+        arch: &str,
+        source: Option<&str>,
+    ) -> Result<Option<Resolved>, ImageError> {
+        let index = self.index()?;
+        let mut entries = index.manifests().iter();
+        if !entries.any(|d| named(d, name) && annotation(d, SOURCE) == source) {
             return Ok(None);
         }
         let reference = ImageRef::OciLayout {
@@ -215,11 +229,22 @@ impl Adding {
     /// Gives an image, all of whose blobs are here, this name, in the place of what had it for the
     /// same platform.
     pub fn name(&self, name: &str, manifest: &Descriptor) -> Result<(), ImageError> {
+        self.name_made_of(name, manifest, None)
+    }
+
+    /// Likewise, noting the state of the source it was made of.
+    pub(crate) fn name_made_of(
+        &self,
+        name: &str,
+        manifest: &Descriptor,
+        source: Option<&str>,
+    ) -> Result<(), ImageError> {
         let _lock = self.cache.lock("index", FlockOperation::LockExclusive)?;
         let mut index = self.cache.index()?;
         let mut entry = manifest.clone();
-        let annotation = HashMap::from([(REF_NAME.to_owned(), name.to_owned())]);
-        entry.set_annotations(Some(annotation));
+        let mut annotations = HashMap::from([(REF_NAME.to_owned(), name.to_owned())]);
+        annotations.extend(source.map(|source| (SOURCE.to_owned(), source.to_owned())));
+        entry.set_annotations(Some(annotations));
         let mut entries = index.manifests().clone();
         entries.retain(|d| !(named(d, name) && d.platform() == entry.platform()));
         entries.push(entry);
@@ -341,10 +366,12 @@ fn open_partial(path: &Path) -> Result<File, ImageError> {
 }
 
 fn named(entry: &Descriptor, name: &str) -> bool {
+    annotation(entry, REF_NAME) == Some(name)
+}
+
+fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
     let annotations = entry.annotations().as_ref();
-    annotations
-        .and_then(|a| a.get(REF_NAME))
-        .is_some_and(|n| n == name)
+    annotations.and_then(|a| a.get(key)).map(String::as_str)
 }
 
 fn empty_index(path: &Path) -> Result<ImageIndex, ImageError> {

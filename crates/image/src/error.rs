@@ -24,11 +24,8 @@ pub enum ImageError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A kind of image reference that can't be fetched yet.
-    #[error(
-        "cannot fetch {reference:?}: {kind} are not supported yet; copy the image into an OCI \
-             layout and use oci:PATH:TAG"
-    )]
+    /// A kind of image reference that can't be read where it is.
+    #[error("cannot read {reference:?} in place: {kind} go through an image cache")]
     Unsupported {
         /// The reference as given.
         reference: String,
@@ -43,10 +40,18 @@ pub enum ImageError {
         /// What is wrong with it.
         why: String,
     },
-    /// The layout holds no such image.
+    /// A file that is not an archive of images, or a broken one.
+    #[error("{} is not a usable image archive: {why}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The layout or archive holds no such image.
     #[error("no image {tag:?} in {}; it has: {available}", path.display())]
     NoTag {
-        /// The layout.
+        /// The layout or archive.
         path: PathBuf,
         /// The tag that was asked for.
         tag: String,
@@ -90,7 +95,7 @@ pub enum ImageError {
         why: String,
     },
     /// The image unpacks to more than is allowed.
-    #[error("image {image} unpacks to more than {limit} {unit}; raise the limit if you trust it")]
+    #[error("image {image} unpacks to more than {limit} {unit}{}", larger(unit))]
     TooLarge {
         /// The image's manifest digest.
         image: String,
@@ -171,5 +176,14 @@ impl ImageError {
             path,
             source,
         }
+    }
+}
+
+/// What to do about an image that is too large.
+fn larger(unit: &str) -> &'static str {
+    if unit == "bytes" {
+        "; if you trust it, give it a larger storage_size"
+    } else {
+        ", which is more than is allowed"
     }
 }

@@ -17,7 +17,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// More than any manifest, index or configuration needs, bytes (registries have the same limit).
-const MAX_DOCUMENT: u64 = 4 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 4 << 20;
 /// How deep indexes may be nested.
 const MAX_NESTING: usize = 4;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -43,9 +43,9 @@ impl Resolved {
             ImageRef::OciLayout { path, tag } => {
                 Self::find_in(path, tag.as_deref(), arch, reference)
             }
-            ImageRef::OciArchive(_) => Err(unsupported("OCI archives")),
-            ImageRef::DockerArchive(_) => Err(unsupported("docker archives")),
-            ImageRef::Registry(_) => Err(unsupported("pulls from registries")),
+            ImageRef::OciArchive { .. } => Err(unsupported("OCI archives")),
+            ImageRef::DockerArchive { .. } => Err(unsupported("docker archives")),
+            ImageRef::Registry(_) => Err(unsupported("images of registries")),
         }
     }
 
@@ -62,56 +62,14 @@ impl Resolved {
             .read_to_end(&mut text)
             .map_err(ImageError::io("read", &path))?;
         let index: ImageIndex = parse(&path, &text)?;
-        let mut candidates = tagged(layout, index.manifests(), tag)?;
-
-        let mut seen = Vec::new();
-        for _ in 0..MAX_NESTING {
-            let mut next = Vec::new();
-            for entry in &candidates {
-                if entry.platform().as_ref().is_some_and(|p| {
-                    seen.push(format!("{}/{}", p.os(), p.architecture()));
-                    p.os().to_string() != "linux" || p.architecture().to_string() != arch
-                }) {
-                    continue;
-                }
-                let (path, text) = read_document(layout, entry)?;
-                if is_index(entry.media_type()) {
-                    next.extend(
-                        parse::<ImageIndex>(&path, &text)?
-                            .manifests()
-                            .iter()
-                            .cloned(),
-                    );
-                    continue;
-                }
-                let manifest: ImageManifest = parse(&path, &text)?;
-                let (path, text) = read_document(layout, manifest.config())?;
-                let config: ImageConfiguration = parse(&path, &text)?;
-                if config.os().to_string() != "linux" || config.architecture().to_string() != arch {
-                    seen.push(format!("{}/{}", config.os(), config.architecture()));
-                    continue;
-                }
-                return Ok(Self {
-                    layout: layout.to_owned(),
-                    digest: entry.digest().to_string(),
-                    config,
-                    layers: manifest.layers().clone(),
-                });
-            }
-            if next.is_empty() {
-                break;
-            }
-            candidates = next;
-        }
-        seen.dedup();
-        Err(ImageError::NoPlatform {
-            reference: reference.to_string(),
-            arch: arch.to_owned(),
-            available: if seen.is_empty() {
-                "nothing".to_owned()
-            } else {
-                seen.join(", ")
-            },
+        let read = |entry: &Descriptor| read_document(layout, entry);
+        let entries = tagged(layout, index.manifests(), tag)?;
+        let chosen = Chosen::among(entries, arch, reference, &read)?;
+        Ok(Self {
+            layout: layout.to_owned(),
+            digest: chosen.entry.digest().to_string(),
+            config: chosen.config,
+            layers: chosen.manifest.layers().clone(),
         })
     }
 
@@ -136,9 +94,74 @@ impl Resolved {
     }
 }
 
+/// The image that was found for an architecture.
+pub(crate) struct Chosen {
+    pub(crate) entry: Descriptor,
+    pub(crate) manifest: ImageManifest,
+    pub(crate) config: ImageConfiguration,
+}
+
+/// Gives a document, checked, and the name it has in errors.
+type ReadDocument<'a> = dyn Fn(&Descriptor) -> Result<(PathBuf, Vec<u8>), ImageError> + 'a;
+
+impl Chosen {
+    /// Finds the image for `linux` and `arch` among `candidates` and what their indexes lead to.
+    pub(crate) fn among(
+        mut candidates: Vec<Descriptor>,
+        arch: &str,
+        reference: &ImageRef,
+        read: &ReadDocument<'_>,
+    ) -> Result<Self, ImageError> {
+        let mut seen = Vec::new();
+        for _ in 0..MAX_NESTING {
+            let mut next = Vec::new();
+            for entry in &candidates {
+                if entry.platform().as_ref().is_some_and(|p| {
+                    seen.push(format!("{}/{}", p.os(), p.architecture()));
+                    p.os().to_string() != "linux" || p.architecture().to_string() != arch
+                }) {
+                    continue;
+                }
+                let (path, text) = read(entry)?;
+                if is_index(entry.media_type()) {
+                    let index: ImageIndex = parse(&path, &text)?;
+                    next.extend(index.manifests().iter().cloned());
+                    continue;
+                }
+                let manifest: ImageManifest = parse(&path, &text)?;
+                let (path, text) = read(manifest.config())?;
+                let config: ImageConfiguration = parse(&path, &text)?;
+                if config.os().to_string() != "linux" || config.architecture().to_string() != arch {
+                    seen.push(format!("{}/{}", config.os(), config.architecture()));
+                    continue;
+                }
+                return Ok(Self {
+                    entry: entry.clone(),
+                    manifest,
+                    config,
+                });
+            }
+            if next.is_empty() {
+                break;
+            }
+            candidates = next;
+        }
+        seen.dedup();
+        Err(ImageError::NoPlatform {
+            reference: reference.to_string(),
+            arch: arch.to_owned(),
+            available: if seen.is_empty() {
+                "nothing".to_owned()
+            } else {
+                seen.join(", ")
+            },
+        })
+    }
+}
+
 /// The entries of a layout's index that bear `tag`; without one, those of `latest`, or the only
 /// image there is.
-fn tagged(
+pub(crate) fn tagged(
     layout: &Path,
     entries: &[Descriptor],
     tag: Option<&str>,
@@ -180,7 +203,10 @@ fn is_index(media_type: &MediaType) -> bool {
         || media_type.to_string() == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
-fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, ImageError> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    text: &[u8],
+) -> Result<T, ImageError> {
     serde_json::from_slice(text).map_err(|e| ImageError::Layout {
         path: path.to_owned(),
         why: e.to_string(),
@@ -234,11 +260,7 @@ impl Blob {
             digest: digest.to_string(),
             expected: digest.digest().to_owned(),
             size: entry.size(),
-            file: Hashing {
-                inner: BufReader::with_capacity(256 << 10, file),
-                hash: Sha256::new(),
-                length: 0,
-            },
+            file: Hashing::new(BufReader::with_capacity(256 << 10, file)),
             path,
         })
     }
@@ -265,7 +287,7 @@ impl Blob {
         io::copy(&mut self.file, &mut io::sink()).map_err(ImageError::io("read", &self.path))?;
         let found = match self.file.length.cmp(&self.size) {
             Ordering::Equal => {
-                let found = hex(&self.file.hash.finalize());
+                let found = self.file.digest();
                 if found == self.expected {
                     return Ok(());
                 }
@@ -284,10 +306,25 @@ impl Blob {
 }
 
 /// Digests what is read through it.
-struct Hashing<R> {
+pub(crate) struct Hashing<R> {
     inner: R,
     hash: Sha256,
     length: u64,
+}
+
+impl<R> Hashing<R> {
+    pub(crate) fn new(inner: R) -> Self {
+        Self {
+            inner,
+            hash: Sha256::new(),
+            length: 0,
+        }
+    }
+
+    /// The digest of all that was read, in hexadecimal.
+    pub(crate) fn digest(self) -> String {
+        hex(&self.hash.finalize())
+    }
 }
 
 impl<R: BufRead> Read for Hashing<R> {

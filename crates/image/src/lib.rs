@@ -5,6 +5,7 @@
 //! checked, paths stay inside, sizes are bounded. Results appear complete or not at all.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod base;
 mod cache;
 mod clone;
@@ -15,6 +16,7 @@ mod error;
 mod ext4;
 mod files;
 mod guest;
+mod import;
 mod kernel;
 mod layout;
 mod merge;
@@ -25,7 +27,7 @@ mod sparse;
 mod tree;
 mod vmlinux;
 
-pub use base::{Limits, Progress, base_is_current, build_base};
+pub use base::{Limits, Progress, adopt_base, base_is_current, base_name, build_base};
 pub use cache::{Adding, ImageCache, PartialBlob};
 pub use clone::{CloneKind, CloneOptions, clone_disk};
 pub use digest::sha256;
@@ -34,6 +36,7 @@ pub use files::remove_unfinished;
 pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest};
 pub use kernel::{KernelFiles, prepare_kernel};
 pub use layout::Resolved;
+pub use qcow2::backing_file;
 pub use reference::ImageRef;
 pub use size::parse_size;
 pub use vmlinux::{VmlinuxError, uncompressed_kernel};

@@ -2,8 +2,12 @@
 //!
 //! Source: QEMU's docs/interop/qcow2.txt (version 3). All numbers are big-endian.
 
+use crate::ImageError;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 const CLUSTER_BITS: u32 = 16;
@@ -72,6 +76,63 @@ pub(crate) fn overlay(backing: &Path, size: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// The file that the disk at `path` reads from, if it is an overlay on one.
+///
+/// # Errors
+/// An error, too, if it is a qcow2 file whose header makes no sense: nobody can say then what it
+/// needs.
+pub fn backing_file(path: &Path) -> Result<Option<PathBuf>, ImageError> {
+    let mut file = File::open(path).map_err(ImageError::io("open", path))?;
+    let failed = |e| ImageError::io("read", path)(e);
+    let mut header = [0; 20];
+    match file.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    }
+    let [
+        m0,
+        m1,
+        m2,
+        m3,
+        _,
+        _,
+        _,
+        _,
+        o0,
+        o1,
+        o2,
+        o3,
+        o4,
+        o5,
+        o6,
+        o7,
+        l0,
+        l1,
+        l2,
+        l3,
+    ] = header;
+    if [m0, m1, m2, m3] != *MAGIC {
+        return Ok(None);
+    }
+    let offset = u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]);
+    if offset == 0 {
+        return Ok(None);
+    }
+    let length = usize::try_from(u32::from_be_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+    if length == 0 || length > MAX_BACKING {
+        return Err(failed(io::Error::other(
+            "the name of its backing file is too long",
+        )));
+    }
+    let mut name = vec![0; length];
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| file.read_exact(&mut name))
+        .map_err(failed)?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    Ok(Some(dir.join(OsStr::from_bytes(&name))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +156,30 @@ mod tests {
         assert_eq!(u64_at(&bytes, 24), 15 << 30);
         assert_eq!(u32_at(&bytes, 36), 30);
         assert_eq!(u32_at(&bytes, 100), HEADER_LENGTH);
+    }
+
+    #[test]
+    fn a_backing_file_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        for (name, found) in [
+            ("/base.img", "/base.img".into()),
+            ("b", dir.path().join("b")),
+        ] {
+            std::fs::write(&disk, overlay(Path::new(name), 1 << 30).unwrap()).unwrap();
+            assert_eq!(backing_file(&disk).unwrap(), Some(found));
+        }
+        for raw in [&b""[..], b"QFI", &[0; 4096]] {
+            std::fs::write(&disk, raw).unwrap();
+            assert_eq!(backing_file(&disk).unwrap(), None);
+        }
+        let mut bytes = overlay(Path::new("/base.img"), 1 << 30).unwrap();
+        for damage in [8, 16] {
+            bytes[damage] = 0xff;
+            std::fs::write(&disk, &bytes).unwrap();
+            assert!(backing_file(&disk).is_err());
+            bytes[damage] = 0;
+        }
     }
 
     #[test]

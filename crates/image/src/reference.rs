@@ -1,7 +1,7 @@
 //! Where an image is: `oci:PATH[:TAG]` and the forms other tools know.
 
 use crate::ImageError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A parsed image reference, in the transport syntax of containers-transports(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,15 +14,26 @@ pub enum ImageRef {
         tag: Option<String>,
     },
     /// `oci-archive:PATH[:TAG]`: an OCI layout in a tar archive.
-    OciArchive(String),
-    /// `docker-archive:PATH[:REF]`: what `docker save` writes.
-    DockerArchive(String),
+    OciArchive {
+        /// The archive.
+        path: PathBuf,
+        /// Which of its images; without one, `latest` or the only one.
+        tag: Option<String>,
+    },
+    /// `docker-archive:PATH[:NAME[:TAG]]`: what `docker save` writes.
+    DockerArchive {
+        /// The archive.
+        path: PathBuf,
+        /// Which of its images, as docker names it; without one, the only one.
+        name: Option<String>,
+    },
     /// A name in a registry, with or without `docker://`.
     Registry(String),
 }
 
 impl ImageRef {
-    /// Parses a reference. Every form parses; [`crate::Resolved::find`] says which can be used.
+    /// Parses a reference. Layouts are read in place by [`crate::Resolved::find`], archives by way of
+    /// [`crate::ImageCache::import`].
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         let invalid = |why| ImageError::Reference {
             reference: text.to_owned(),
@@ -34,11 +45,23 @@ impl ImageRef {
         if text.chars().any(char::is_control) {
             return Err(invalid("it holds control characters"));
         }
-        if text.starts_with("oci-archive:") {
-            return Ok(Self::OciArchive(text.to_owned()));
+        // What follows the first colon is a name, which may hold more of them: as skopeo has it.
+        let archive = |rest: &str| {
+            let (path, name) = match rest.split_once(':') {
+                Some((path, name)) => (path, Some(name)),
+                None => (rest, None),
+            };
+            match (path, name) {
+                ("", _) => Err(invalid("the path of the archive is missing")),
+                (_, Some("")) => Err(invalid("the name after the colon is missing")),
+                _ => Ok((PathBuf::from(path), name.map(str::to_owned))),
+            }
+        };
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            return archive(rest).map(|(path, tag)| Self::OciArchive { path, tag });
         }
-        if text.starts_with("docker-archive:") {
-            return Ok(Self::DockerArchive(text.to_owned()));
+        if let Some(rest) = text.strip_prefix("docker-archive:") {
+            return archive(rest).map(|(path, name)| Self::DockerArchive { path, name });
         }
         let Some(rest) = text.strip_prefix("oci:") else {
             let name = text.strip_prefix("docker://").unwrap_or(text);
@@ -66,17 +89,32 @@ impl ImageRef {
     }
 }
 
+impl ImageRef {
+    /// The same with a path that is relative to `dir` if it is relative at all.
+    #[must_use]
+    pub fn relative_to(mut self, dir: &Path) -> Self {
+        match &mut self {
+            Self::OciLayout { path, .. }
+            | Self::OciArchive { path, .. }
+            | Self::DockerArchive { path, .. } => *path = dir.join(&*path),
+            Self::Registry(_) => {}
+        }
+        self
+    }
+}
+
 impl std::fmt::Display for ImageRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::OciLayout {
-                path,
-                tag: Some(tag),
-            } => write!(f, "oci:{}:{tag}", path.display()),
-            Self::OciLayout { path, tag: None } => write!(f, "oci:{}", path.display()),
-            Self::OciArchive(text) | Self::DockerArchive(text) | Self::Registry(text) => {
-                f.write_str(text)
-            }
+        let (transport, path, name) = match self {
+            Self::OciLayout { path, tag } => ("oci", path, tag),
+            Self::OciArchive { path, tag } => ("oci-archive", path, tag),
+            Self::DockerArchive { path, name } => ("docker-archive", path, name),
+            Self::Registry(name) => return f.write_str(name),
+        };
+        write!(f, "{transport}:{}", path.display())?;
+        match name {
+            Some(name) => write!(f, ":{name}"),
+            None => Ok(()),
         }
     }
 }
@@ -108,14 +146,22 @@ mod tests {
     #[test]
     fn other_transports_parse() {
         let parse = |t| ImageRef::parse(t).unwrap();
-        assert!(matches!(
+        assert_eq!(
             parse("oci-archive:x.tar"),
-            ImageRef::OciArchive(_)
-        ));
-        assert!(matches!(
-            parse("docker-archive:x.tar:a:b"),
-            ImageRef::DockerArchive(_)
-        ));
+            ImageRef::OciArchive {
+                path: "x.tar".into(),
+                tag: None
+            }
+        );
+        let docker = parse("docker-archive:x.tar:a:b").relative_to(Path::new("/d"));
+        assert_eq!(
+            docker,
+            ImageRef::DockerArchive {
+                path: "/d/x.tar".into(),
+                name: Some("a:b".into())
+            }
+        );
+        assert_eq!(docker.to_string(), "docker-archive:/d/x.tar:a:b");
         assert_eq!(
             parse("docker://debian:12"),
             ImageRef::Registry("debian:12".into())
@@ -135,6 +181,9 @@ mod tests {
             "oci:/a:",
             "two words",
             "docker://",
+            "oci-archive:",
+            "docker-archive::a",
+            "oci-archive:x.tar:",
             "a\nb",
         ] {
             assert!(ImageRef::parse(text).is_err(), "{text:?}");

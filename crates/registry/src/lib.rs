@@ -9,6 +9,7 @@
 mod blob;
 mod credentials;
 mod error;
+mod manifest;
 mod retry;
 
 pub use error::PullError;
@@ -21,7 +22,6 @@ use oci_spec::image::{
     Arch, Descriptor, DescriptorBuilder, Digest, ImageConfiguration, ImageIndex, ImageManifest,
     MediaType, Os, Platform, PlatformBuilder,
 };
-use retry::Retries;
 use slicer_image::{Adding, ImageCache, Resolved, sha256};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_mins(1);
 /// The largest document that is taken, bytes: registries have the same limit.
 const MAX_DOCUMENT: usize = 4 << 20;
+const USER_AGENT: &str = concat!("slicer/", env!("CARGO_PKG_VERSION"));
 /// More layers than any image has.
 const MAX_LAYERS: usize = 1024;
 /// What a registry may answer with for a name, by preference its own.
@@ -103,6 +104,7 @@ pub async fn pull(
     let credentials = credentials::of(&registry).await;
     let job = Arc::new(Job {
         client: client(&registry, wanted.insecure),
+        insecure: wanted.insecure,
         step: Step {
             reference: reference.whole(),
             registry,
@@ -119,6 +121,8 @@ pub async fn pull(
 /// A pull under way.
 struct Job {
     client: Client,
+    /// Whether the registry speaks plain HTTP.
+    insecure: bool,
     reference: Reference,
     step: Step,
     watcher: Watcher,
@@ -198,26 +202,6 @@ impl Job {
             return Err(self.step.senseless(&why));
         }
         Ok(manifest)
-    }
-
-    async fn document(
-        &self,
-        reference: &Reference,
-        auth: &oci_client::secrets::RegistryAuth,
-    ) -> Result<Bytes, PullError> {
-        let mut retries = Retries::new(self.watcher.clone());
-        let text = loop {
-            let got = self.client.pull_manifest_raw(reference, auth, &ACCEPTED);
-            match got.await {
-                Ok((text, _)) => break text,
-                Err(e) => retries.again(&self.step, "its manifest", e).await?,
-            }
-        };
-        if text.len() > MAX_DOCUMENT {
-            let why = format!("its manifest has {} bytes", text.len());
-            return Err(self.step.senseless(&why));
-        }
-        Ok(text)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, text: &[u8]) -> Result<T, PullError> {
@@ -318,7 +302,7 @@ fn client(registry: &str, insecure: bool) -> Client {
         protocol,
         connect_timeout: Some(CONNECT_TIME),
         read_timeout: Some(SILENCE),
-        user_agent: concat!("slicer/", env!("CARGO_PKG_VERSION")),
+        user_agent: USER_AGENT,
         ..ClientConfig::default()
     })
 }

@@ -261,3 +261,37 @@ async fn strangers_are_refused_where_a_password_is_wanted() {
     assert!(matches!(e, PullError::Unauthorized { .. }), "{e}");
     assert!(e.to_string().contains("docker login 127.0.0.1:"), "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endless_manifests_are_not_taken() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    // A registry that answers whatever it is asked with JSON that has no end.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let sent = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&sent);
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap_or(0);
+            if request[..read].starts_with(b"GET /v2/ ") {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+                continue;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n{").await;
+            let piece = vec![b' '; 1 << 20];
+            while stream.write_all(&piece).await.is_ok() {
+                *counted.lock().unwrap() += piece.len();
+            }
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let cache = ImageCache::open(dir.path()).unwrap();
+    let endless = wanted(&format!("127.0.0.1:{port}/a/b:1"));
+    let e = pull(&cache, &endless, silent()).await.unwrap_err();
+    assert!(e.to_string().contains("more than 4194304 bytes"), "{e}");
+    server.abort();
+    assert!(*sent.lock().unwrap() < 32 << 20);
+    assert_eq!(leftovers(dir.path()), 0);
+}

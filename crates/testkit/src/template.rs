@@ -70,7 +70,15 @@ pub(crate) fn install(groups: &[Group], dir: &Path, via: Via) {
     if own == template {
         return;
     }
-    fs::create_dir_all(dir.join(".slicer")).unwrap();
+    let bases = Path::new(".slicer/bases");
+    fs::create_dir_all(dir.join(bases)).unwrap();
+    for base in fs::read_dir(template.join(bases)).unwrap() {
+        let base = base.unwrap();
+        let name = base.file_name();
+        if !name.to_string_lossy().ends_with(".use") {
+            put(&base.path(), &dir.join(bases).join(&name), via);
+        }
+    }
     let verdict = Path::new(".slicer/accelerator.json");
     if template.join(verdict).exists() {
         fs::copy(template.join(verdict), dir.join(verdict)).unwrap();
@@ -84,10 +92,11 @@ pub(crate) fn install(groups: &[Group], dir: &Path, via: Via) {
         };
         let base = |name: &str| format!("{name}-base.img");
         put(&template.join(base(from)), &dir.join(base(group.name)), via);
+        let used = |name: &str| bases.join(format!("{name}.use"));
         put(
-            &template.join(base(from) + ".json"),
-            &dir.join(base(group.name) + ".json"),
-            via,
+            &template.join(used(from)),
+            &dir.join(used(group.name)),
+            Via::HardLink,
         );
         let kernel = dir.join("kernel").join(group.name);
         fs::create_dir_all(&kernel).unwrap();

@@ -4,6 +4,10 @@
 //!
 //! Product and floor share the VM, so both see the same guest at the same moment. All is added
 //! to the command line by a script the daemon finds in place of QEMU.
+//!
+//! Much of what makes the channel fast is in how QEMU is told to emulate it, so a channel in that VM
+//! is no floor the product has no part in. A second VM has a port as QEMU makes it when asked for no
+//! more than a port.
 
 use super::pipe::Pipe;
 use super::{GROUP, create};
@@ -28,6 +32,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The ports' names, in the guest and of their sockets here.
 const PORTS: [&str; 2] = ["slicer.bare", "slicer.mux"];
+/// The name of the one port of the second VM.
+const RAW_PORT: &str = "slicer.raw";
+/// While a file of this name is there, a VM is made as QEMU makes it when asked for no more.
+const PLAIN: &str = "plain";
 /// Where the guest's end of the measurements is.
 const TOOL: &str = "/usr/local/bin/slicer-bench-guest";
 /// Its listener on the guest's loopback.
@@ -42,9 +50,12 @@ pub(super) struct Bed {
     daemon: Daemon,
     client: Client,
     vm: String,
+    raw_vm: String,
     dir: PathBuf,
     ssh_port: u16,
-    /// The bare port.
+    /// A port of the second VM, with nothing done for its speed: the raw guest channel.
+    pub(super) raw: Pipe<UnixStream>,
+    /// A bare port of the VM the product is measured in.
     pub(super) port: Pipe<UnixStream>,
     /// A stream of the guest channel on a port of its own, with no agent behind it.
     pub(super) stream: Pipe<ChannelStream>,
@@ -53,64 +64,27 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    /// Starts a daemon in `dir` and one VM. The daemon is to be stopped.
+    /// Starts a daemon in `dir` and its VMs. The daemon is to be stopped.
     pub(super) async fn start(dir: &Path) -> Result<Self> {
-        say("A VM with a bare port and a way to its sshd");
+        say("A VM with a bare port and a way to its sshd, and one with a port as QEMU makes it");
         let programs = programs()?;
         let ssh_port = free_port()?;
         let finding = instead_of_qemu(dir, ssh_port)?;
         let daemon = Daemon::start_finding(&programs.join("slicer-mac"), dir, &finding).await?;
         let client = daemon.client()?;
-        let vm = create(&client).await?;
-        // What systemd starts behind would be measured, too.
-        let script = "systemctl is-system-running --wait";
-        let settled = sh(&client, &vm, script);
-        // It says "degraded" and fails when a unit did, which is nothing to us.
-        tokio::time::timeout(SETTLE_TIME, settled)
-            .await
-            .context("the guest does not come to rest")??;
-
-        let tool = workspace()?
-            .join("target/agent")
-            .join(concat_triple())
-            .join("agent/slicer-bench-guest");
-        let to = CopyIn {
-            uid: 0,
-            gid: 0,
-            permissions: Some(0o755),
-            ..CopyIn::new(CopyMode::V1Binary, TOOL.as_bytes().to_vec())
-        };
-        client
-            .copy_in(
-                &vm,
-                &tool,
-                &to,
-                Sending::Streamed,
-                Arc::new(|_, _| true),
-                Arc::new(|_, _| {}),
-            )
-            .await
-            .with_context(|| format!("cannot copy {}: run `make bench`", tool.display()))?;
+        let plain = dir.join(PLAIN);
+        fs::write(&plain, "").with_context(|| format!("cannot write {}", plain.display()))?;
+        let raw_vm = prepared_vm(&client).await?;
+        fs::remove_file(&plain).with_context(|| format!("cannot remove {}", plain.display()))?;
+        let vm = prepared_vm(&client).await?;
         // The ports are hung up for the guest until somebody is at their other ends.
-        let [bare, mux] = PORTS.map(|name| dir.join(name));
-        let port = UnixStream::connect(&bare).await;
-        let port = Pipe(port.with_context(|| format!("cannot connect to {}", bare.display()))?);
-        let channel = UnixStream::connect(&mux).await;
-        let channel = channel.with_context(|| format!("cannot connect to {}", mux.display()))?;
-        for args in [
-            ["port".to_owned(), PORTS[0].to_owned()],
-            ["channel".to_owned(), PORTS[1].to_owned()],
-            ["tcp".to_owned(), TCP_PORT.to_string()],
-        ] {
-            let request = ExecRequest {
-                cmd: TOOL.to_owned(),
-                args: args.to_vec(),
-                uid: 0,
-                gid: 0,
-                ..ExecRequest::default()
-            };
-            client.start_background(&vm, &request).await?;
-        }
+        let raw = Pipe(connect(dir, RAW_PORT).await?);
+        serve(&client, &raw_vm, &["port", RAW_PORT]).await?;
+        let port = Pipe(connect(dir, PORTS[0]).await?);
+        serve(&client, &vm, &["port", PORTS[0]]).await?;
+        let channel = connect(dir, PORTS[1]).await?;
+        serve(&client, &vm, &["channel", PORTS[1]]).await?;
+        serve(&client, &vm, &["tcp", &TCP_PORT.to_string()]).await?;
         let connecting = slicer_channel::connect(channel, slicer_channel::wire::HELLO);
         let (mux, driver) = tokio::time::timeout(SETTLE_TIME, connecting)
             .await
@@ -121,8 +95,10 @@ impl Bed {
             daemon,
             client,
             vm,
+            raw_vm,
             dir: dir.to_owned(),
             ssh_port,
+            raw,
             port,
             stream,
             _driver: driver,
@@ -131,9 +107,11 @@ impl Bed {
         Ok(bed)
     }
 
-    /// Deletes the VM and stops the daemon.
+    /// Deletes the VMs and stops the daemon.
     pub(super) async fn stop(self) -> Result<()> {
-        self.client.delete_node(GROUP, &self.vm).await?;
+        for vm in [&self.vm, &self.raw_vm] {
+            self.client.delete_node(GROUP, vm).await?;
+        }
         self.daemon.stop(false).await
     }
 
@@ -240,6 +218,59 @@ impl Bed {
     }
 }
 
+/// Launches a VM, waits until it rests, and puts the tool into it.
+async fn prepared_vm(client: &Client) -> Result<String> {
+    let vm = create(client).await?;
+    // What systemd starts behind would be measured, too.
+    let settled = sh(client, &vm, "systemctl is-system-running --wait");
+    // It says "degraded" and fails when a unit did, which is nothing to us.
+    tokio::time::timeout(SETTLE_TIME, settled)
+        .await
+        .context("the guest does not come to rest")??;
+    let tool = workspace()?
+        .join("target/agent")
+        .join(concat_triple())
+        .join("agent/slicer-bench-guest");
+    let to = CopyIn {
+        uid: 0,
+        gid: 0,
+        permissions: Some(0o755),
+        ..CopyIn::new(CopyMode::V1Binary, TOOL.as_bytes().to_vec())
+    };
+    client
+        .copy_in(
+            &vm,
+            &tool,
+            &to,
+            Sending::Streamed,
+            Arc::new(|_, _| true),
+            Arc::new(|_, _| {}),
+        )
+        .await
+        .with_context(|| format!("cannot copy {}: run `make bench`", tool.display()))?;
+    Ok(vm)
+}
+
+/// Has the tool answer in a VM.
+async fn serve(client: &Client, vm: &str, args: &[&str]) -> Result<()> {
+    let request = ExecRequest {
+        cmd: TOOL.to_owned(),
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        uid: 0,
+        gid: 0,
+        ..ExecRequest::default()
+    };
+    client.start_background(vm, &request).await?;
+    Ok(())
+}
+
+/// The host's end of a port.
+async fn connect(dir: &Path, port: &str) -> Result<UnixStream> {
+    let socket = dir.join(port);
+    let stream = UnixStream::connect(&socket).await;
+    stream.with_context(|| format!("cannot connect to {}", socket.display()))
+}
+
 /// How long a command takes, which must succeed.
 pub(super) async fn seconds(mut command: Command) -> Result<f64> {
     let program = command.as_std().get_program().to_owned();
@@ -304,6 +335,22 @@ fn instead_of_qemu(dir: &Path, ssh_port: u16) -> Result<OsString> {
     let text = format!(
         "#!/bin/sh
 more=
+if [ -e {PLAIN} ]; then
+	for arg; do
+		shift
+		case $arg in
+		virtio-serial-pci,*) arg=virtio-serial-pci ;;
+		virtserialport,chardev=agent,*) more=yes ;;
+		max,erms=off) arg=max ;;
+		esac
+		set -- \"$@\" \"$arg\"
+	done
+	if [ \"$more\" ]; then
+		set -- \"$@\" -chardev socket,id=raw,server=on,wait=off,path={RAW_PORT} \\
+			-device virtserialport,chardev=raw,name={RAW_PORT}
+	fi
+	exec '{qemu}' \"$@\"
+fi
 for arg; do
 	shift
 	case $arg in
@@ -319,10 +366,10 @@ if [ \"$more\" ]; then
 			-device virtserialport,chardev=$name,name=$name
 	done
 fi
-exec '{}' \"$@\"
+exec '{qemu}' \"$@\"
 ",
         PORTS.join(" "),
-        qemu.display()
+        qemu = qemu.display()
     );
     let script = bin.join(name);
     fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;

@@ -1,4 +1,5 @@
-//! A TCP connection forwarded into a VM, and the guest channel and the port that are below it.
+//! A TCP connection forwarded into a VM, the raw guest channel, and the product's channel and port
+//! that are below it.
 
 use super::bed::{Bed, TCP_PORT};
 use super::median;
@@ -25,7 +26,11 @@ pub(crate) struct Samples {
     pub(crate) forward_in: Vec<f64>,
     /// So many out of the guest, which a program there makes up.
     pub(crate) forward_out: Vec<f64>,
-    /// The same on a stream of the guest channel.
+    /// The same over a port as QEMU makes it.
+    pub(crate) raw_in: Vec<f64>,
+    /// The same over such a port.
+    pub(crate) raw_out: Vec<f64>,
+    /// The same on a stream of the product's guest channel.
     pub(crate) channel_in: Vec<f64>,
     /// The same on a stream of the guest channel.
     pub(crate) channel_out: Vec<f64>,
@@ -35,7 +40,9 @@ pub(crate) struct Samples {
     pub(crate) port_out: Vec<f64>,
     /// A byte through the forward and back.
     pub(crate) forward_echo: Vec<f64>,
-    /// A byte on a stream of the guest channel and back.
+    /// A byte over a port as QEMU makes it and back.
+    pub(crate) raw_echo: Vec<f64>,
+    /// A byte on a stream of the product's guest channel and back.
     pub(crate) channel_echo: Vec<f64>,
     /// A byte over the bare port and back.
     pub(crate) port_echo: Vec<f64>,
@@ -47,17 +54,22 @@ impl Samples {
         let mib = |times: &[f64]| mib(self.bytes) / median(times);
         vec![
             format!(
-                "forward in {:.0} MiB/s, channel {:.0}, bare port {:.0}; out {:.0}, {:.0}, {:.0}",
+                "forward in {:.0} MiB/s, raw {:.0}, channel {:.0}, bare port {:.0}; \
+                 out {:.0}, {:.0}, {:.0}, {:.0}",
                 mib(&self.forward_in),
+                mib(&self.raw_in),
                 mib(&self.channel_in),
                 mib(&self.port_in),
                 mib(&self.forward_out),
+                mib(&self.raw_out),
                 mib(&self.channel_out),
                 mib(&self.port_out),
             ),
             format!(
-                "a byte to and fro: forward {:.0} µs, channel {:.0} µs, bare port {:.0} µs",
+                "a byte to and fro: forward {:.0} µs, raw {:.0} µs, channel {:.0} µs, \
+                 bare port {:.0} µs",
                 1e6 * median(&self.forward_echo),
+                1e6 * median(&self.raw_echo),
                 1e6 * median(&self.channel_echo),
                 1e6 * median(&self.port_echo),
             ),
@@ -87,6 +99,8 @@ pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) 
                 samples.forward_in.push(forward.pipe.give(bytes).await?);
                 samples.forward_out.push(forward.pipe.take(bytes).await?);
             } else {
+                samples.raw_in.push(bed.raw.give(bytes).await?);
+                samples.raw_out.push(bed.raw.take(bytes).await?);
                 samples.channel_in.push(bed.stream.give(bytes).await?);
                 samples.channel_out.push(bed.stream.take(bytes).await?);
                 samples.port_in.push(bed.port.give(bytes).await?);
@@ -99,6 +113,7 @@ pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) 
             if product {
                 samples.forward_echo.extend(forward.pipe.echo(BLOCK).await?);
             } else {
+                samples.raw_echo.extend(bed.raw.echo(BLOCK).await?);
                 samples.channel_echo.extend(bed.stream.echo(BLOCK).await?);
                 samples.port_echo.extend(bed.port.echo(BLOCK).await?);
             }

@@ -1,5 +1,5 @@
-//! A large file into a VM and out of it: by the product, and by scp; and as many bytes over the guest
-//! channel and over a bare port.
+//! A large file into a VM and out of it: by the product, and by scp; and as many bytes over the raw
+//! guest channel, and over the product's own.
 
 use super::bed::{Bed, seconds};
 use super::median;
@@ -22,7 +22,11 @@ pub(crate) struct Samples {
     pub(crate) cp_in: Vec<f64>,
     /// `slicer vm cp VM:FILE FILE`.
     pub(crate) cp_out: Vec<f64>,
-    /// As many bytes on a stream of the guest channel, which the guest throws away.
+    /// As many bytes over a port as QEMU makes it, which the guest throws away.
+    pub(crate) raw_in: Vec<f64>,
+    /// As many bytes over such a port, which the guest makes up.
+    pub(crate) raw_out: Vec<f64>,
+    /// As many bytes on a stream of the product's guest channel, which the guest throws away.
     pub(crate) channel_in: Vec<f64>,
     /// As many bytes on a stream of the guest channel, which the guest makes up.
     pub(crate) channel_out: Vec<f64>,
@@ -44,19 +48,21 @@ impl Samples {
         let mib = |times: &[f64]| bytes_f64(self.bytes) / f64::from(1 << 20) / median(times);
         vec![
             format!(
-                "{} MiB in: cp {:.0} MiB/s, channel {:.0}, bare port {:.0}, bare port to a file \
-                 {:.0}, scp {:.0}",
+                "{} MiB in: cp {:.0} MiB/s, raw {:.0}, channel {:.0}, bare port {:.0}, bare port to \
+                 a file {:.0}, scp {:.0}",
                 self.bytes >> 20,
                 mib(&self.cp_in),
+                mib(&self.raw_in),
                 mib(&self.channel_in),
                 mib(&self.port_in),
                 mib(&self.port_file_in),
                 mib(&self.scp_in),
             ),
             format!(
-                "{} MiB out: cp {:.0} MiB/s, channel {:.0}, bare port {:.0}, scp {:.0}",
+                "{} MiB out: cp {:.0} MiB/s, raw {:.0}, channel {:.0}, bare port {:.0}, scp {:.0}",
                 self.bytes >> 20,
                 mib(&self.cp_out),
+                mib(&self.raw_out),
                 mib(&self.channel_out),
                 mib(&self.port_out),
                 mib(&self.scp_out),
@@ -97,6 +103,8 @@ pub(crate) async fn measure(
                 samples.cp_out.push(seconds(copy).await?);
                 same(&file, &back)?;
             } else {
+                samples.raw_in.push(bed.raw.give(bytes).await?);
+                samples.raw_out.push(bed.raw.take(bytes).await?);
                 samples.channel_in.push(bed.stream.give(bytes).await?);
                 samples.channel_out.push(bed.stream.take(bytes).await?);
                 samples.port_in.push(bed.port.give(bytes).await?);

@@ -390,6 +390,7 @@ fn archives_made_to_fill_disk_or_memory_are_refused() {
         matches!(error, ImageError::TooLarge { unit: "bytes", .. }),
         "{error}"
     );
+    assert!(error.to_string().contains("storage_size"), "{error}");
 
     let mut many = Layer::new();
     for i in 0..100 {
@@ -495,5 +496,4 @@ fn images_are_found_by_tag_and_architecture() {
         matches!(&registry, ImageError::Unsupported { .. }),
         "{registry}"
     );
-    assert!(registry.to_string().contains("oci:"), "{registry}");
 }

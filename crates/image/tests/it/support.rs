@@ -132,7 +132,7 @@ impl Layer {
         )
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         self.0.into_inner().unwrap()
     }
 }
@@ -186,7 +186,7 @@ fn put(blobs: &Path, media_type: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     let hex: Vec<_> = Sha256::digest(bytes)
         .iter()
         .map(|b| format!("{b:02x}"))
@@ -194,7 +194,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex.concat())
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     e.write_all(bytes).unwrap();
     e.finish().unwrap()

@@ -1,17 +1,17 @@
 //! Images from a registry, down to a VM.
 
-use crate::lifecycle::launch;
+use crate::lifecycle::{check_disk, launch};
 use crate::tests;
 use crate::tour::says;
 use libtest_mimic::Trial;
 use slicer_api::CreateNode;
-use slicer_testkit::{Registry, Setup, TestDaemon, bin_dir};
+use slicer_testkit::{BOOT, Group, Registry, SBOX, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("images": a_vm_from_a_registry)
+    tests!("images": a_vm_from_a_registry, groups_share_the_base_of_an_archive)
 }
 
 /// The layout of the default image.
@@ -77,15 +77,73 @@ async fn a_vm_from_a_registry() {
 
     // All else comes from the cache, without the registry.
     drop(registry);
-    for file in ["sbox-base.img", "sbox-base.img.json"] {
-        fs::remove_file(daemon.dir().join(file)).unwrap();
-    }
+    fs::remove_dir_all(daemon.dir().join(".slicer/bases")).unwrap();
+    fs::remove_file(daemon.dir().join("sbox-base.img")).unwrap();
     daemon.launch();
     let client = daemon.client();
     let vm = launch(&client, &CreateNode::default()).await;
     assert_eq!(says(&client, &vm, "hostname").await, vm);
     assert_eq!(daemon.log().matches("pulling ").count(), pulls);
     assert!(daemon.log().contains("base built"));
+    drop(client);
+    daemon.stop();
+}
+
+async fn groups_share_the_base_of_an_archive() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("guest.tar");
+    let packed = std::process::Command::new("tar")
+        .arg("-cf")
+        .arg(&archive)
+        .arg("-C")
+        .arg(default_layout())
+        .arg(".")
+        .status();
+    assert!(packed.unwrap().success());
+    let mut setup = Setup::of([SBOX, Group { name: "ci", ..SBOX }]);
+    setup.image = Some(format!("oci-archive:{}:latest", archive.display()));
+    let mut daemon = TestDaemon::start(&setup);
+    daemon.terminate();
+    // As a daemon finds it that has never built anything.
+    fs::remove_dir_all(daemon.dir().join(".slicer/bases")).unwrap();
+    for group in ["sbox", "ci"] {
+        fs::remove_file(daemon.dir().join(format!("{group}-base.img"))).unwrap();
+    }
+    let before = daemon.log().len();
+    daemon.launch();
+    let client = daemon.client();
+    let vm = launch(&client, &CreateNode::default()).await;
+    assert_eq!(says(&client, &vm, "hostname").await, vm);
+    let request = CreateNode::default();
+    let other = client.create_node("ci", &request, None, None).await;
+    let other = other.unwrap().hostname;
+    let ready = async || {
+        let log = daemon.log();
+        let last = &log[before..];
+        ["sbox", "ci"]
+            .iter()
+            .all(|g| last.contains(&format!("group {g}: image ready")))
+    };
+    wait_until("both groups are ready", BOOT, ready).await;
+    client.delete_node("ci", &other).await.unwrap();
+    assert_eq!(daemon.log().matches("base built").count(), 1);
+    let base = |daemon: &TestDaemon, group: &str| {
+        let file = daemon.dir().join(format!("{group}-base.img"));
+        fs::metadata(file).unwrap().ino()
+    };
+    let built = base(&daemon, "sbox");
+    assert_eq!(base(&daemon, "ci"), built);
+    check_disk(&daemon.dir().join("ci-base.img"));
+    drop(client);
+
+    // The next one, after the end nobody prepares for, does nothing but clone.
+    daemon.crash();
+    daemon.launch();
+    let client = daemon.client();
+    let vm = launch(&client, &CreateNode::default()).await;
+    assert_eq!(says(&client, &vm, "hostname").await, vm);
+    assert_eq!(daemon.log().matches("base built").count(), 1);
+    assert_eq!(base(&daemon, "sbox"), built);
     drop(client);
     daemon.stop();
 }

@@ -253,6 +253,11 @@ async fn a_full_disk() {
     for body in [r#"{"persistent":true}"#, "{}"] {
         let answer = daemon.raw().post("/hostgroup/sbox/nodes", body).await;
         assert_eq!(answer.status, 507, "{body}: {}", answer.text());
+        assert!(
+            answer.text().contains("free some space"),
+            "{}",
+            answer.text()
+        );
         assert_eq!(
             daemon.raw().get("/nodes").await.json(),
             serde_json::json!([])
