@@ -28,6 +28,8 @@ const LOG: &str = "/var/log/slicer/entrypoint.log";
 const LOG_LIMIT: u64 = 16 << 20;
 /// How long output is waited for when the process is over and others have its pipes.
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+/// Bytes of output that are taken at once.
+const PIECE: usize = 16 << 10;
 /// More than a state or a request ever has, bytes.
 const FILE_LIMIT: u64 = 8 << 20;
 
@@ -159,7 +161,7 @@ fn start(entrypoint: &Entrypoint) -> Result<Process, Failure> {
 /// Writes to the log what it prints, until it has ended; gives its exit code.
 async fn follow(mut process: Process, log: &mut Log) -> Result<i32, AgentError> {
     let (mut stdout, mut stderr) = (process.stdout.take(), process.stderr.take());
-    let (mut out, mut err) = ([0; 16 << 10], [0; 16 << 10]);
+    let (mut out, mut err) = (vec![0; PIECE], vec![0; PIECE]);
     let mut ended = None;
     while ended.is_none() || stdout.is_some() || stderr.is_some() {
         tokio::select! {

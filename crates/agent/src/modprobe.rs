@@ -42,7 +42,7 @@ pub(crate) fn run<S: AsRef<str>>(names: &[S]) -> Result<(), String> {
             return Err(format!("module {name:.100} not found"));
         }
         for module in found {
-            index.load(module, 0).map_err(|e| e.to_string())?;
+            index.load(&module, 0).map_err(|e| e.to_string())?;
         }
     }
     Ok(())
@@ -110,15 +110,15 @@ impl Index {
     }
 
     /// Loads a module, and before it what it needs.
-    fn load(&self, name: String, depth: usize) -> Result<(), AgentError> {
-        let Some((file, needs)) = self.modules.get(&name) else {
+    fn load(&self, name: &str, depth: usize) -> Result<(), AgentError> {
+        let Some((file, needs)) = self.modules.get(name) else {
             // Built in, or removed since depmod saw it.
             return Ok(());
         };
         if depth < MAX_DEPTH {
             // The one that needs no other comes last in the list.
             for need in needs.iter().rev() {
-                self.load(need.clone(), depth + 1)?;
+                self.load(need, depth + 1)?;
             }
         }
         let path = self.dir.join(file);

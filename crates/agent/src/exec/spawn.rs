@@ -129,7 +129,7 @@ pub(crate) fn plan_as(
     let as_self = !own_uid.is_root()
         && own_uid.as_raw() == user.uid
         && gid == rustix::process::getegid().as_raw();
-    let ids = (!as_self).then(|| Ids {
+    let ids = (!as_self).then_some(Ids {
         uid: user.uid,
         gid,
         groups,
