@@ -13,7 +13,7 @@ unexport CARGO_TARGET_DIR
 ARCH := $(shell uname -m)
 TRIPLE := $(ARCH)-unknown-linux-gnu
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
-DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap uidmap e2fsprogs kmod xz-utils zstd \
+DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap uidmap e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
 
 AGENT_TARGET := $(CURDIR)/target/agent
@@ -22,6 +22,7 @@ DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/bin/cargo-deny
 # Programs of Debian packages that tests run, without installing the package, which would start them.
 REGISTRY := $(TOOLS)/debian/usr/bin/docker-registry
+BUSYBOX := $(TOOLS)/debian/bin/busybox
 SCHEMATHESIS := $(TOOLS)/schemathesis
 CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
@@ -89,6 +90,10 @@ image: ## Build the default guest image and kernel into target/guest
 docker-image: ## Build the guest image with Docker, and the default one, into target/guest
 	$(XTASK) image --recipe docker
 
+.PHONY: minimal-image
+minimal-image: ## Build the Debian without an init, for tests, into target/guest
+	$(XTASK) image --recipe minimal
+
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
 	cargo fmt --all --check
@@ -105,7 +110,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image $(REGISTRY) schemathesis ## Run the tests that boot VMs with the programs users get
+system: build docker-image minimal-image $(REGISTRY) $(BUSYBOX) schemathesis ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: schemathesis
@@ -142,14 +147,25 @@ $(DENY):
 		|| cargo install -q cargo-deny --version $(DENY_VERSION) --locked --root $(TOOLS)
 	@touch $@
 
-$(REGISTRY):
-	@echo "Fetching docker-registry"
+# Lays out a Debian package in $(TOOLS)/debian.
+define fetch
+	@echo "Fetching $(1)"
 	@rm -rf $(TOOLS)/download && mkdir -p $(TOOLS)/download && cd $(TOOLS)/download; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	apt-get download -qq docker-registry 2>/dev/null \
-		|| { $$sudo apt-get update -qq </dev/null; apt-get download -qq docker-registry; }; \
-	dpkg-deb -x docker-registry_*.deb $(TOOLS)/debian
+	apt-get download -qq $(1) 2>/dev/null \
+		|| { $$sudo apt-get update -qq </dev/null; apt-get download -qq $(1); }; \
+	dpkg-deb -x $(1)_*.deb $(TOOLS)/debian
 	@rm -rf $(TOOLS)/download
+endef
+
+$(REGISTRY):
+	$(call fetch,docker-registry)
+	@touch $@
+
+# Below /usr/bin from Debian 13 on.
+$(BUSYBOX):
+	$(call fetch,busybox-static)
+	@mkdir -p $(@D); [ -e $@ ] || ln -s ../usr/bin/busybox $@
 	@touch $@
 
 $(CARGO_FUZZ):

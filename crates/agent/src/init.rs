@@ -8,7 +8,7 @@
 use crate::error::{AgentError, io_error};
 use crate::modules::{self, ModuleList};
 use crate::units::{self, Way};
-use crate::{fresh, grow, log, power, supervise, sys};
+use crate::{fresh, grow, log, modprobe, power, supervise, sys};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -153,7 +153,9 @@ fn boot() -> Result<ExitCode, AgentError> {
     load_early(initramfs.as_fd());
 
     let root = Disk::wait_for(ROOT_SERIAL, DISK_WAIT)?;
-    mount_at(&root.device, NEW_ROOT, "ext4", MountFlags::NOATIME, c"")?;
+    // What is deleted is given back to the host, whose file has a hole there then.
+    let options = c"discard";
+    mount_at(&root.device, NEW_ROOT, "ext4", MountFlags::NOATIME, options)?;
     match grow::grow(&root.device, root.bytes, Path::new(NEW_ROOT)) {
         Ok(true) => log::info("root file system grown to its disk"),
         Ok(false) => {}
@@ -184,6 +186,7 @@ fn boot() -> Result<ExitCode, AgentError> {
     let Some(program) = program else {
         log::notice("the image has no init, the agent stays PID 1");
         survive(prepare_without_init());
+        survive(modprobe::offer(Path::new(AGENT)));
         survive(keep_initramfs(&initramfs));
         survive(link_agent(Path::new(AGENT_LINK)));
         return Ok(supervise::run(GuestInit::None));

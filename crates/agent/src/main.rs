@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 mod cp;
+mod entrypoint;
 mod error;
 mod exec;
 mod forward;
@@ -18,6 +19,7 @@ mod http;
 mod identity;
 mod init;
 mod log;
+mod modprobe;
 mod modules;
 mod net;
 mod port;
@@ -44,6 +46,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: slicer-agent serve --unix PATH\n       \
                      slicer-agent upload check|finalise|abort …\n       \
                      slicer-agent secrets sync\n       \
+                     slicer-agent modprobe MODULE…\n       \
                      slicer-agent version\n";
 
 fn main() -> ExitCode {
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         return init::run();
     }
     let args: Vec<OsString> = args.collect();
+    if program == OsStr::new(modprobe::NAME) {
+        return load_modules(&args);
+    }
     let words: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
     match words.as_slice() {
         [word, kind] if *word == "supervise" => match init::GuestInit::from_word(kind) {
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
         [word, flag, path] if *word == "serve" && *flag == "--unix" => {
             worker::serve_socket(Path::new(path))
         }
+        [word, _, ..] if *word == "modprobe" => load_modules(&args[1..]),
+        [word] if *word == "entrypoint" => entrypoint::keep(),
         [word, rest @ ..] if *word == "upload" => match cp::upload::run(rest) {
             Ok(text) => {
                 say(&mut std::io::stdout(), &text);
@@ -85,6 +93,19 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         _ => usage(),
+    }
+}
+
+/// Loads modules. The kernel calls us as `modprobe -q -- NAME`; no option means anything to us.
+fn load_modules(args: &[OsString]) -> ExitCode {
+    let names: Vec<_> = args
+        .iter()
+        .map(|arg| arg.to_string_lossy())
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    match modprobe::run(&names) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => failed(&why),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::ready::Readiness;
 use crate::requests::Requests;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{cp, exec, forward, fs, identity, log, power, requests, secrets, stats};
+use crate::{cp, entrypoint, exec, forward, fs, identity, log, power, requests, secrets, stats};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -16,7 +16,9 @@ use hyper_util::rt::TokioIo;
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::IntoDeserializer;
 use serde_json::json;
-use slicer_api::{ApiError, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest};
+use slicer_api::{
+    ApiError, Entrypoint, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
+};
 use slicer_channel::ChannelStream;
 use std::convert::Infallible;
 use std::path::Path;
@@ -218,6 +220,10 @@ impl Agent {
                 State::Unknown | State::Running => None,
             },
             ip: ip.unwrap_or_default(),
+            entrypoint: match self.scope {
+                Scope::Guest(_) => entrypoint::state(),
+                Scope::Process => None,
+            },
         }))
     }
 
@@ -239,7 +245,10 @@ impl Agent {
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
         match self.scope {
-            Scope::Guest(init) => self.start_userdata(identity.userdata.as_deref(), init),
+            Scope::Guest(init) => {
+                self.start_userdata(identity.userdata.as_deref(), init);
+                self.start_entrypoint(identity.entrypoint.clone());
+            }
             Scope::Process => drop(self.userdata.set(None, false)),
         }
         *held = Some(identity);
@@ -258,6 +267,21 @@ impl Agent {
                 agent.userdata.run(&script, init, agent.users.get()).await;
             });
         }
+    }
+
+    fn start_entrypoint(self: &Arc<Self>, entrypoint: Option<Entrypoint>) {
+        let Some(entrypoint) = entrypoint else {
+            return;
+        };
+        let agent = Arc::clone(self);
+        self.tasks.spawn(async move {
+            agent.readiness.ready().await;
+            // It may rely on what userdata sets up.
+            agent.userdata.done().await;
+            if let Err(e) = entrypoint::begin(&entrypoint) {
+                log::warn(&format!("entrypoint: {e}"));
+            }
+        });
     }
 
     async fn take_secrets(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {

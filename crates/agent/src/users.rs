@@ -77,16 +77,20 @@ impl User {
 /// A line of `/etc/group`, see group(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Group {
+    name: String,
     gid: u32,
     members: Vec<String>,
 }
 
 impl Group {
     fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.split(':').skip(2);
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        let _password = fields.next()?;
         let gid = fields.next()?.parse().ok()?;
         let members = fields.next().unwrap_or_default();
         Some(Self {
+            name,
             gid,
             members: members
                 .split(',')
@@ -123,6 +127,39 @@ impl Database {
     /// The user with this id.
     pub(crate) fn by_uid(&self, uid: u32) -> Option<&User> {
         self.users.iter().find(|u| u.uid == uid)
+    }
+
+    /// Who an image's `USER` is, and with which groups: a name or an id, which need not be known
+    /// to the image, perhaps with a group's behind a colon, which is the only one then.
+    pub(crate) fn named(&self, text: &str) -> Result<(User, Vec<u32>), String> {
+        let (name, group) = match text.split_once(':') {
+            Some((name, group)) => (name, Some(group)),
+            None => (text, None),
+        };
+        let name = if name.is_empty() { "0" } else { name };
+        let by_name = self.users.iter().find(|u| u.name == name);
+        let user = match (by_name, name.parse::<u32>()) {
+            (Some(user), _) => user.clone(),
+            (None, Ok(uid)) => self.by_uid(uid).cloned().unwrap_or_else(|| User {
+                name: uid.to_string(),
+                uid,
+                gid: 0,
+                home: "/".to_owned(),
+                shell: "/bin/sh".to_owned(),
+            }),
+            (None, Err(_)) => return Err(format!("user: unknown user {name}")),
+        };
+        let Some(group) = group else {
+            let groups = self.groups_of(&user, user.gid);
+            return Ok((user, groups));
+        };
+        let known = self.groups.iter().find(|g| g.name == group);
+        let gid = match (known, group.parse::<u32>()) {
+            (Some(group), _) => group.gid,
+            (None, Ok(gid)) => gid,
+            (None, Err(_)) => return Err(format!("group: unknown group {group}")),
+        };
+        Ok((user, vec![gid]))
     }
 
     /// Who a command runs as when nobody is named: user 1000, else the human with the lowest id
@@ -238,6 +275,24 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_images_user_is_a_name_or_a_number() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nwww:x:33:34::/srv:/bin/false\n";
+        let group = "www:x:34:\nlogs:x:40:www\n7:x:70:\n";
+        let users = Database::parse(passwd, group, "");
+        let who = |text: &str| users.named(text).map(|(u, groups)| (u.uid, u.home, groups));
+        let at = |uid, home: &str, groups: &[u32]| Ok((uid, home.to_owned(), groups.to_vec()));
+        assert_eq!(who(""), at(0, "/root", &[0]));
+        assert_eq!(who("www"), at(33, "/srv", &[34, 40]));
+        assert_eq!(who("33"), at(33, "/srv", &[34, 40]));
+        assert_eq!(who("www:logs"), at(33, "/srv", &[40]));
+        assert_eq!(who("www:7"), at(33, "/srv", &[70]));
+        assert_eq!(who("65532:65532"), at(65532, "/", &[65532]));
+        assert_eq!(who(":40"), at(0, "/root", &[40]));
+        assert!(who("nobody-here").unwrap_err().contains("unknown user"));
+        assert!(who("www:none").unwrap_err().contains("unknown group"));
+    }
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash
 daemon:x:1:1::/:/usr/sbin/nologin

@@ -23,6 +23,69 @@ pub struct Health {
     /// Bare IPv4 address.
     #[serde(default)]
     pub ip: String,
+    /// What its image's entrypoint is doing, when the VM was launched with it and it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<EntrypointState>,
+}
+
+/// How far the process is that an image's `ENTRYPOINT` and `CMD` name.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntrypointState {
+    /// Whether it runs.
+    pub running: bool,
+    /// Its process id, once it has been started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How it ended: its exit code, or 128 and the number of the signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Why it could not be started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Bytes the words and variables of an entrypoint may have together: Linux takes no more than
+/// about two MiB of them, and the guest has its own to add.
+const MAX_ENTRYPOINT: usize = 1 << 20;
+
+/// What an image's configuration says is to be run, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entrypoint {
+    /// `ENTRYPOINT` and `CMD`: the program and its arguments.
+    pub args: Vec<String>,
+    /// `ENV`: variables, `KEY=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// `WORKDIR`; empty is `/`.
+    #[serde(default)]
+    pub cwd: String,
+    /// `USER`: a name or an id, perhaps with `:` and a group's behind it; empty is root.
+    #[serde(default)]
+    pub user: String,
+}
+
+impl Entrypoint {
+    /// Says what is wrong with it, if anything is.
+    pub fn check(&self) -> Result<(), String> {
+        if self.args.first().is_none_or(String::is_empty) {
+            return Err("it names no program".to_owned());
+        }
+        let texts = || {
+            let lists = self.args.iter().chain(&self.env);
+            lists.chain([&self.cwd, &self.user])
+        };
+        if texts().any(|t| t.contains('\0')) {
+            return Err("it has a zero byte in it".to_owned());
+        }
+        let bytes: usize = texts().map(|t| t.len() + 1).sum();
+        if bytes > MAX_ENTRYPOINT {
+            return Err(format!(
+                "its {bytes} bytes are more than the {MAX_ENTRYPOINT} that can be passed on"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Who a guest is. Given by the daemon to the agent after boot, restore or fork, in one request
@@ -46,6 +109,9 @@ pub struct Identity {
     /// A script to run as root, once in the life of the guest's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub userdata: Option<String>,
+    /// What to run once in each boot, after the VM is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Entrypoint>,
 }
 
 /// The guest's address, routes and resolver.
@@ -94,4 +160,29 @@ pub enum GuestRequest {
         /// What the secrets that answer it name, see [`GuestSecrets`](crate::GuestSecrets).
         id: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entrypoints_are_bounded() {
+        let good = Entrypoint {
+            args: vec!["/app".into(), String::new()],
+            env: vec!["A=b".into()],
+            ..Entrypoint::default()
+        };
+        assert_eq!(good.check(), Ok(()));
+        let change = |change: &dyn Fn(&mut Entrypoint)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            assert!(bad.check().is_err(), "{bad:.80?}");
+        };
+        change(&|e| e.args.clear());
+        change(&|e| e.args[0].clear());
+        change(&|e| e.args[1].push('\0'));
+        change(&|e| e.user.push('\0'));
+        change(&|e| e.env.push("x".repeat(MAX_ENTRYPOINT)));
+    }
 }

@@ -48,7 +48,10 @@ pub use fs::{
     DEFAULT_DEBOUNCE, FsEntry, FsKind, FsQuery, MakeDirectory, WatchEvent, WatchKind, WatchRequest,
 };
 pub use glob::{Excludes, Glob, GlobError};
-pub use guest::{GuestRequest, Health, Identity, NetworkIdentity, ShutdownAction, ShutdownRequest};
+pub use guest::{
+    Entrypoint, EntrypointState, GuestRequest, Health, Identity, NetworkIdentity, ShutdownAction,
+    ShutdownRequest,
+};
 pub use manifest::{
     CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
     chunk_path, is_session_name,

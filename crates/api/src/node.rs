@@ -214,6 +214,10 @@ pub struct CreateNode {
     )]
     #[cfg_attr(feature = "openapi", schema(nullable))]
     pub persistent: bool,
+    /// Whether to run what the image's `ENTRYPOINT` and `CMD` say, at every boot once the VM is
+    /// ready; absent is as the group has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<bool>,
     /// A disk to use in place of the group's image; not supported.
     #[serde(
         default,

@@ -73,6 +73,14 @@ pub enum DaemonError {
         /// How many it may lie over.
         limit: usize,
     },
+    /// An image's entrypoint can't be run.
+    #[error("cannot run the entrypoint of {image}: {why}")]
+    Entrypoint {
+        /// The image's reference.
+        image: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// This platform can't run VMs.
     #[error("{0}")]
     Unsupported(String),

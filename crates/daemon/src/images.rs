@@ -6,6 +6,7 @@ use crate::config::HostGroupConfig;
 use crate::record::DiskKind;
 use crate::vm::DiskGate;
 use crate::workdir::WorkDir;
+use slicer_api::Entrypoint;
 use slicer_image::{
     CloneKind, CloneOptions, ImageCache, ImageError, ImageRef, KernelFiles, Resolved, clone_disk,
     find_guest, prepare_kernel,
@@ -25,6 +26,8 @@ pub(crate) struct Prepared {
     /// What its VMs' disks are cloned from.
     pub(crate) base: PathBuf,
     pub(crate) image_digest: String,
+    /// What the image says is to be run, if anything.
+    pub(crate) entrypoint: Option<Entrypoint>,
 }
 
 /// Prepares a group's image once, however many launches wait for it. A failure is not kept: the
@@ -207,6 +210,21 @@ fn prepare(
         boot,
         base,
         image_digest: image.manifest_digest().to_owned(),
+        entrypoint: entrypoint(image),
+    })
+}
+
+/// What an image's configuration says is to be run.
+fn entrypoint(image: &Resolved) -> Option<Entrypoint> {
+    let config = image.config().config().as_ref()?;
+    let list = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let args = [list(config.entrypoint()), list(config.cmd())].concat();
+    (!args.is_empty()).then(|| Entrypoint {
+        args,
+        env: list(config.env()),
+        cwd: text(config.working_dir()),
+        user: text(config.user()),
     })
 }
 

@@ -4,7 +4,7 @@ use crate::files;
 use crate::workdir::WorkDir;
 use crate::{DaemonError, config::HostGroupConfig};
 use serde::{Deserialize, Serialize};
-use slicer_api::{CreateNode, CreatedNode, Fixup, Node, NodeStatus, Timestamp};
+use slicer_api::{CreateNode, CreatedNode, Entrypoint, Fixup, Node, NodeStatus, Timestamp};
 use slicer_image::FileFormat;
 use slicer_machine::{DiskFormat, MacAddress};
 use std::fs;
@@ -42,6 +42,11 @@ pub(crate) struct VmRecord {
     /// The secrets it may see; none is all.
     #[serde(default)]
     pub(crate) secrets: Option<Vec<String>>,
+    /// Whether it runs its image's entrypoint, and what that is once it is known.
+    #[serde(default)]
+    pub(crate) wants_entrypoint: bool,
+    #[serde(default)]
+    pub(crate) entrypoint: Option<Entrypoint>,
     /// The reference of the image it was made from.
     pub(crate) image: String,
     /// The format of its disk, once it has one.
@@ -132,6 +137,8 @@ impl VmRecord {
             imported_keys: None,
             userdata: request.userdata.clone(),
             secrets: request.secrets.clone(),
+            wants_entrypoint: request.entrypoint.unwrap_or(group.entrypoint),
+            entrypoint: None,
             image: group.image.clone(),
             disk: None,
             commit_id: None,
@@ -265,6 +272,8 @@ pub(crate) mod tests {
             imported_keys: None,
             userdata: String::new(),
             secrets: None,
+            wants_entrypoint: false,
+            entrypoint: None,
             image: "oci:/x".into(),
             disk: Some(DiskKind::Qcow2),
             commit_id: None,

@@ -212,6 +212,7 @@ impl Supervisor {
                     record.import_user.clone_from(&group.config.github_user);
                     record.imported_keys = None;
                 }
+                record.wants_entrypoint = group.config.entrypoint;
                 record.userdata = read_userdata(&work, &group.config.userdata)?;
                 record.save(&work)?;
                 self.adopt(group, record, false);

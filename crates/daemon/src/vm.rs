@@ -20,7 +20,7 @@ use crate::supervisor::Shared;
 use crate::tags;
 use handle::{Command, Reply};
 use launch::{import_keys, launch};
-use slicer_api::{ApiError, Identity, NetworkIdentity, ShutdownAction, TagsChange};
+use slicer_api::{ApiError, Entrypoint, Identity, NetworkIdentity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -116,6 +116,8 @@ struct Launched {
     machine: Arc<dyn Machine>,
     /// Keys that were not known before.
     imported_keys: Option<Vec<String>>,
+    /// What of its image it shall run.
+    entrypoint: Option<Entrypoint>,
 }
 
 impl Vm {
@@ -372,8 +374,12 @@ impl Vm {
             Progress::Launched(Ok(launched)) => {
                 let machine = launched.machine;
                 let disk = Some(launched.disk);
-                if self.record.disk != disk || launched.imported_keys.is_some() {
+                if self.record.disk != disk
+                    || launched.imported_keys.is_some()
+                    || self.record.entrypoint != launched.entrypoint
+                {
                     self.record.disk = disk;
+                    self.record.entrypoint = launched.entrypoint;
                     if launched.imported_keys.is_some() {
                         self.record.imported_keys = launched.imported_keys;
                     }
@@ -450,6 +456,7 @@ impl Vm {
             DaemonError::Machine(MachineError::Unsupported { .. })
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
             DaemonError::Pull(_) => ApiError::bad_gateway(text),
+            DaemonError::Entrypoint { .. } => ApiError::bad_request(text),
             _ => ApiError::internal(text),
         };
         // One that ran before has a disk somebody wrote to.
@@ -545,10 +552,9 @@ impl Vm {
         tasks.spawn(async move {
             let launch = launch(&shared, &image, &record, network, gate);
             let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));
-            Progress::Launched(launched.map(|(disk, machine)| Launched {
-                disk,
-                machine,
+            Progress::Launched(launched.map(|launched| Launched {
                 imported_keys,
+                ..launched
             }))
         });
     }
@@ -568,6 +574,7 @@ impl Vm {
             ssh_keys: self.record.ssh_keys.clone(),
             imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
+            entrypoint: self.record.entrypoint.clone(),
         }
     }
 }

@@ -93,17 +93,30 @@ fn default_image() -> String {
 /// # Panics
 /// When it has not been built.
 pub fn docker_image() -> String {
+    format!("oci:{}:latest", built_layout("docker").display())
+}
+
+/// The layout of the Debian without an init.
+///
+/// # Panics
+/// When it has not been built.
+pub fn minimal_layout() -> PathBuf {
+    built_layout("minimal")
+}
+
+/// A layout that make has built beside the default image's.
+fn built_layout(name: &str) -> PathBuf {
     let default = default_image();
     let path = default
         .trim_start_matches("oci:")
         .trim_end_matches(":latest");
-    let docker = Path::new(path).with_file_name("docker");
+    let layout = Path::new(path).with_file_name(name);
     assert!(
-        docker.exists(),
-        "no {}: run `make docker-image`",
-        docker.display()
+        layout.exists(),
+        "no {}: run `make {name}-image`",
+        layout.display()
     );
-    format!("oci:{}:latest", docker.display())
+    layout
 }
 
 fn wait(child: &mut Child, bound: Duration) -> Option<ExitStatus> {

@@ -31,8 +31,6 @@ pub fn kernel_layout(dir: &Path) -> String {
 }
 
 fn write_layout(dir: &Path, files: &[(&str, &[u8])]) -> String {
-    let blobs = dir.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
     let mut layer = tar::Builder::new(Vec::new());
     for (path, data) in files {
         let mut header = tar::Header::new_gnu();
@@ -41,29 +39,84 @@ fn write_layout(dir: &Path, files: &[(&str, &[u8])]) -> String {
         header.set_size(data.len() as u64);
         layer.append_data(&mut header, path, *data).unwrap();
     }
-    let layer = layer.into_inner().unwrap();
-    let config = json!({
-        "architecture": Arch::host().unwrap().go_name(), "os": "linux",
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
-    });
-    let put = |kind: &str, bytes: &[u8]| -> Value {
-        let digest = digest(bytes);
-        fs::write(blobs.join(digest.trim_start_matches("sha256:")), bytes).unwrap();
-        let media_type = format!("application/vnd.oci.image.{kind}");
-        json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
-    };
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": put("config.v1+json", config.to_string().as_bytes()),
-        "layers": [put("layer.v1.tar", &layer)],
-    });
-    let mut entry = put("manifest.v1+json", manifest.to_string().as_bytes());
-    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
-    let index = json!({ "schemaVersion": 2, "manifests": [entry] });
-    fs::write(dir.join("index.json"), index.to_string()).unwrap();
-    fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    format!("oci:{}:latest", dir.display())
+    Image::default()
+        .layer(layer.into_inner().unwrap())
+        .write(dir)
+}
+
+/// An image to be written as an OCI layout.
+#[derive(Debug, Default)]
+pub struct Image {
+    layers: Vec<(String, Vec<u8>)>,
+    config: Value,
+}
+
+impl Image {
+    /// An image that begins with the only layer of the image in this layout, which has one for one
+    /// architecture.
+    pub fn from_layout(layout: &Path) -> Self {
+        let read = |entry: &Value| -> Vec<u8> {
+            let digest = entry["digest"].as_str().unwrap().replace(':', "/");
+            fs::read(layout.join("blobs").join(digest)).unwrap()
+        };
+        let parse = |bytes: &[u8]| -> Value { serde_json::from_slice(bytes).unwrap() };
+        let index = parse(&fs::read(layout.join("index.json")).unwrap());
+        let manifest = parse(&read(&index["manifests"][0]));
+        let layer = &manifest["layers"][0];
+        let kind = layer["mediaType"].as_str().unwrap().to_owned();
+        Self {
+            layers: vec![(kind, read(layer))],
+            config: Value::Null,
+        }
+    }
+
+    /// The image with this layer on top, a tar archive.
+    #[must_use]
+    pub fn layer(mut self, tar: Vec<u8>) -> Self {
+        let kind = "application/vnd.oci.image.layer.v1.tar".to_owned();
+        self.layers.push((kind, tar));
+        self
+    }
+
+    /// The image with this for the `config` of its configuration: `Entrypoint`, `Env` and so on.
+    #[must_use]
+    pub fn config(mut self, config: Value) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Writes the layout; returns the image's reference.
+    pub fn write(&self, dir: &Path) -> String {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let put = |media_type: &str, bytes: &[u8]| -> Value {
+            let digest = digest(bytes);
+            fs::write(blobs.join(digest.trim_start_matches("sha256:")), bytes).unwrap();
+            json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
+        };
+        let diff_ids: Vec<_> = self.layers.iter().map(|(_, l)| digest(l)).collect();
+        let mut config = json!({
+            "architecture": Arch::host().unwrap().go_name(), "os": "linux",
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        if !self.config.is_null() {
+            config["config"] = self.config.clone();
+        }
+        let config = config.to_string();
+        let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": manifest_type,
+            "config": put("application/vnd.oci.image.config.v1+json", config.as_bytes()),
+            "layers": self.layers.iter().map(|(kind, l)| put(kind, l)).collect::<Vec<_>>(),
+        });
+        let mut entry = put(manifest_type, manifest.to_string().as_bytes());
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] });
+        fs::write(dir.join("index.json"), index.to_string()).unwrap();
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        format!("oci:{}:latest", dir.display())
+    }
 }
 
 fn digest(bytes: &[u8]) -> String {

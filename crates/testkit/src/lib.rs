@@ -22,12 +22,12 @@ mod template;
 mod wait;
 
 pub use cli::{CliOutput, run_command};
-pub use daemon::{Exited, TestDaemon, bin_dir, docker_image, run_daemon};
+pub use daemon::{Exited, TestDaemon, bin_dir, docker_image, minimal_layout, run_daemon};
 pub use fake::{FakeGuest, FakeHypervisor};
-pub use layout::{image_layout, kernel_layout};
+pub use layout::{Image, image_layout, kernel_layout};
 pub use process::{alive, children_of, processes_of, send_signal};
 pub use raw::{Answer, RawClient};
-pub use registry::{Layer, Proxy, Registry};
+pub use registry::{Layer, Proxy, Registry, debian_tool};
 pub use rustix::process::Signal;
 pub use setup::{Group, SBOX, SLICER, Setup, free_port};
 pub use wait::{soon, wait_until};

@@ -51,13 +51,15 @@ pub struct Registry {
 /// `alex` with the password `sesame`, as htpasswd(1) writes it.
 const HTPASSWD: &str = "alex:$2y$05$qOfnxvXup6Q/3Xbxz7bZ0uF6GDuYnGlFpKVEwsC60./I61t1od6sS\n";
 
-fn program() -> PathBuf {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/debian/usr/bin");
-    let fetched = tools.join("docker-registry");
+/// A program that make has fetched from a Debian package, which is not installed; by its path
+/// there. Else the installed one.
+pub fn debian_tool(path: &str) -> PathBuf {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/debian");
+    let fetched = tools.join(path);
     if fetched.exists() {
         fetched
     } else {
-        "docker-registry".into()
+        Path::new("/").join(path)
     }
 }
 
@@ -84,7 +86,7 @@ impl Registry {
         );
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
-        let child = Command::new(program())
+        let child = Command::new(debian_tool("usr/bin/docker-registry"))
             .arg("serve")
             .arg(&file)
             .stdout(Stdio::null())

@@ -236,6 +236,7 @@ fn identity() -> Identity {
         ssh_keys: Vec::new(),
         imported_keys: Vec::new(),
         userdata: None,
+        entrypoint: None,
     }
 }
 

@@ -58,6 +58,8 @@ enum Recipe {
     Default,
     /// That and Docker: `guest/docker/`, as the layout `docker`.
     Docker,
+    /// Debian without an init, for tests: `guest/minimal/`, as the layout `minimal`.
+    Minimal,
 }
 
 impl Recipe {
@@ -66,13 +68,14 @@ impl Recipe {
         match self {
             Self::Default => "image",
             Self::Docker => "docker",
+            Self::Minimal => "minimal",
         }
     }
 
     /// The recipe whose root it begins with.
     fn base(self) -> Option<Self> {
         match self {
-            Self::Default => None,
+            Self::Default | Self::Minimal => None,
             Self::Docker => Some(Self::Default),
         }
     }
@@ -82,13 +85,14 @@ impl Recipe {
         match self {
             Self::Default => guest.to_owned(),
             Self::Docker => guest.join("docker"),
+            Self::Minimal => guest.join("minimal"),
         }
     }
 
     /// Whether this path below `guest/` is a part of it or of its base.
     fn includes(self, path: &Path) -> bool {
-        let part = |r: Self| r.base().is_some() && path.starts_with(r.dir(Path::new("")));
-        match Self::value_variants().iter().find(|r| part(**r)) {
+        let part = |r: &&Self| **r != Self::Default && path.starts_with(r.dir(Path::new("")));
+        match Self::value_variants().iter().find(part) {
             Some(owner) => *owner == self,
             None => true,
         }
@@ -301,7 +305,9 @@ mod tests {
         assert!(own(Recipe::Default, "packages.txt"));
         assert!(own(Recipe::Docker, "packages.txt"));
         assert!(own(Recipe::Docker, "docker/packages.txt"));
+        assert!(own(Recipe::Minimal, "minimal/packages.txt"));
         assert!(!own(Recipe::Default, "docker"));
+        assert!(!own(Recipe::Docker, "minimal/packages.txt"));
         assert!(!own(Recipe::Default, "docker/packages.txt"));
     }
 }

@@ -6,7 +6,7 @@ mod follow;
 mod pty;
 mod ring;
 pub(crate) mod shell;
-mod spawn;
+pub(crate) mod spawn;
 
 use crate::http::{self, AgentBody, Answer};
 use crate::server::Agent;

@@ -27,11 +27,11 @@ const AT_CWD: i32 = 2000;
 
 /// A command that could not be started, in the words and with the exit code of a shell.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// 127 when there is no such program, 126 when it can't be executed, 1 for all else.
-    pub(super) exit_code: i32,
+    pub(crate) exit_code: i32,
     /// What was wrong, in the form Go's `os/exec` has made familiar.
-    pub(super) error: String,
+    pub(crate) error: String,
 }
 
 impl Failure {
@@ -78,7 +78,7 @@ struct Ids {
 
 /// Everything about a command that is settled before the fork.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     program: PathBuf,
     arg0: String,
     args: Vec<String>,
@@ -108,20 +108,31 @@ pub(super) fn user(uid: u32, database: &Database) -> Result<&User, Failure> {
 
 /// Settles who runs what, where, and with which environment.
 pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, Failure> {
-    let own_uid = rustix::process::geteuid();
     let user = user(request.uid, database)?;
     let gid = match request.gid {
         AUTO_ID => user.gid,
         gid => gid,
     };
+    plan_as(request, user, database.groups_of(user, gid), database)
+}
+
+/// Settles it for a user with these groups, the primary one first.
+pub(crate) fn plan_as(
+    request: &ExecRequest,
+    user: &User,
+    groups: Vec<u32>,
+    database: &Database,
+) -> Result<Plan, Failure> {
+    let own_uid = rustix::process::geteuid();
+    let gid = groups.first().copied().unwrap_or(user.gid);
     // An agent that isn't root, as in tests, can run commands as itself and nobody else.
     let as_self = !own_uid.is_root()
         && own_uid.as_raw() == user.uid
         && gid == rustix::process::getegid().as_raw();
-    let ids = (!as_self).then(|| Ids {
+    let ids = (!as_self).then_some(Ids {
         uid: user.uid,
         gid,
-        groups: database.groups_of(user, gid),
+        groups,
     });
 
     let env = environment(user, database, &request.env);
@@ -134,7 +145,10 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
                 .map(String::as_str)
                 .collect::<Vec<_>>()
                 .join(" ");
-            (shell.clone(), vec!["-lc".to_owned(), script])
+            (
+                present_shell(shell).to_owned(),
+                vec!["-lc".to_owned(), script],
+            )
         }
     };
     let path = env
@@ -152,6 +166,16 @@ pub(super) fn plan(request: &ExecRequest, database: &Database) -> Result<Plan, F
         stdout: request.stdout,
         stderr: request.stderr,
     })
+}
+
+/// The shell that is asked for, or sh for the bash of an image that has none: bash is what clients
+/// ask for when their users didn't.
+fn present_shell(asked: &str) -> &str {
+    if asked == "/bin/bash" && !Path::new(asked).exists() {
+        "/bin/sh"
+    } else {
+        asked
+    }
 }
 
 /// The user's default environment, then `/etc/environment`, then the request's own; of equal keys
@@ -245,7 +269,7 @@ impl Plan {
 
     /// Starts the process: in a session and process group of its own, with nothing of the agent's
     /// but the pipes.
-    pub(super) fn spawn(self) -> Result<Process, Failure> {
+    pub(crate) fn spawn(self) -> Result<Process, Failure> {
         self.start(None)
     }
 
@@ -364,19 +388,19 @@ fn explain(e: &io::Error, program: &Path, cwd: &Path) -> Failure {
 }
 
 /// A running command.
-pub(super) struct Process {
+pub(crate) struct Process {
     pid: Pid,
     /// To be waited for.
-    pub(super) child: Child,
+    pub(crate) child: Child,
     /// Its ends of the pipes, as far as they were asked for.
-    pub(super) stdin: Option<ChildStdin>,
-    pub(super) stdout: Option<ChildStdout>,
-    pub(super) stderr: Option<ChildStderr>,
+    pub(crate) stdin: Option<ChildStdin>,
+    pub(crate) stdout: Option<ChildStdout>,
+    pub(crate) stderr: Option<ChildStderr>,
 }
 
 impl Process {
     /// Its process id, which is also that of its session and group.
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 

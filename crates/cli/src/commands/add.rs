@@ -45,6 +45,15 @@ pub(crate) struct Add {
     /// File with the script to run
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     userdata_file: Option<PathBuf>,
+    /// Run what the image's ENTRYPOINT and CMD say, at every boot
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    entrypoint: Option<bool>,
     /// SSH public key to let in; may be repeated
     #[arg(long, value_name = "KEY")]
     ssh_key: Vec<String>,
@@ -169,6 +178,7 @@ impl Add {
             ram_bytes: (self.ram_gb.or(self.ram_mb).or(self.ram_bytes)).unwrap_or_default(),
             gpu_count: self.gpus,
             persistent: self.persistent,
+            entrypoint: self.entrypoint,
             import_user: self.import_user.clone().unwrap_or_default(),
             ssh_keys: self.ssh_key.clone(),
             userdata: self.script()?,

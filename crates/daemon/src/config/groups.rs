@@ -75,6 +75,8 @@ pub struct HostGroupConfig {
     pub dns_servers: Vec<Ipv4Addr>,
     /// What VMs run at their first boot.
     pub userdata: Userdata,
+    /// Whether VMs run what their image's `ENTRYPOINT` and `CMD` say.
+    pub entrypoint: bool,
     /// What of its VMs the daemon makes reachable on the host.
     pub forwards: Vec<Forward>,
     /// Public keys for the VMs' default user: those of the whole configuration, then the group's.
@@ -231,6 +233,10 @@ fn read_group(
         Some(field) => field.truth(report),
         None => Some(false),
     };
+    let entrypoint = match table.take("entrypoint") {
+        Some(field) => field.truth(report),
+        None => Some(false),
+    };
     let image = read_image(table, shared, report);
     let userdata = read_userdata(table, shared, report);
     let forwards = read_forwards(table, shared, report);
@@ -280,6 +286,7 @@ fn read_group(
         persistent: persistent?,
         image: image?,
         userdata: userdata?,
+        entrypoint: entrypoint?,
         forwards: forwards?,
         network,
         dns_servers: dns_servers?,

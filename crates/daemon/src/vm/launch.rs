@@ -1,13 +1,14 @@
 //! From a VM's record to its machine.
 
+use super::Launched;
 use super::disk::DiskGate;
 use crate::DaemonError;
-use crate::images::GroupImage;
+use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
 use crate::supervisor::Shared;
-use slicer_api::Fixup;
+use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, Machine, MachineSpec, UserNetwork};
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, UserNetwork};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,9 +21,10 @@ pub(super) async fn launch(
     record: &VmRecord,
     (gateway, prefix): (Ipv4Addr, u8),
     gate: DiskGate,
-) -> Result<(DiskKind, Arc<dyn Machine>), DaemonError> {
+) -> Result<Launched, DaemonError> {
     let started = Instant::now();
     let prepared = image.prepare().await?;
+    let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
     let disk = match record.disk {
         Some(kind) if shared.work.disk(name).exists() => kind,
@@ -79,7 +81,30 @@ pub(super) async fn launch(
     };
     let machine = shared.hypervisor.launch(spec).await?;
     info!("{name}: launched in {:.0?}", started.elapsed());
-    Ok((disk, Arc::from(machine)))
+    Ok(Launched {
+        disk,
+        machine: Arc::from(machine),
+        imported_keys: None,
+        entrypoint,
+    })
+}
+
+/// What of its image a VM shall run. A disk keeps that of the image it was made from.
+fn entrypoint(record: &VmRecord, prepared: &Prepared) -> Result<Option<Entrypoint>, DaemonError> {
+    if !record.wants_entrypoint {
+        return Ok(None);
+    }
+    let refused = |why: String| DaemonError::Entrypoint {
+        image: record.image.clone(),
+        why,
+    };
+    let entrypoint = match (&record.entrypoint, &prepared.entrypoint) {
+        (Some(known), _) => known,
+        (None, Some(new)) => new,
+        (None, None) => return Err(refused("the image has neither ENTRYPOINT nor CMD".into())),
+    };
+    entrypoint.check().map_err(refused)?;
+    Ok(Some(entrypoint.clone()))
 }
 
 /// Makes the disk of a fork.

@@ -15,7 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// The layout of the default image.
-fn default_layout() -> PathBuf {
+pub(crate) fn default_layout() -> PathBuf {
     let arch = if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {

@@ -10,9 +10,12 @@ mod commits;
 mod contract;
 mod cp;
 mod crash;
+mod disks;
 mod docker;
+mod entrypoint;
 mod exec;
 mod firstboot;
+mod foreign;
 mod forward;
 mod fs;
 mod guest;
@@ -59,6 +62,9 @@ fn main() -> ExitCode {
         crash::trials(),
         commits::trials(),
         firstboot::trials(),
+        foreign::trials(),
+        entrypoint::trials(),
+        disks::trials(),
         images::trials(),
         listen::trials(),
         power::trials(),

@@ -61,6 +61,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 persistent: false,
                 image: "oci:i".into(),
                 userdata: Userdata::None,
+                entrypoint: false,
                 network: NetworkConfig {
                     gateway: Ipv4Addr::new(192, 168, 64, 1),
                     prefix: 24,

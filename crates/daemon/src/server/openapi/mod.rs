@@ -187,6 +187,7 @@ fn document() -> OpenApi {
         ForkRequest,
         Forked,
         FsEntry,
+        EntrypointState,
         Health,
         HostGroup,
         Info,
