@@ -7,8 +7,8 @@
 use crate::error::{AgentError, io_error};
 use crate::exec::spawn::{self, Failure, Process};
 use crate::init::AGENT;
-use crate::log;
 use crate::users::Users;
+use crate::{log, sys};
 use slicer_api::{Entrypoint, EntrypointState, ExecRequest};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -44,11 +44,13 @@ pub(crate) fn begin(entrypoint: &Entrypoint) -> Result<(), AgentError> {
     note(state, &EntrypointState::default())?;
     // A session of its own is all that must part it from the worker: what kills that by its group
     // spares it then.
-    let spawned = Command::new(AGENT)
+    let mut keeper = Command::new(AGENT);
+    keeper
         .arg("entrypoint")
         .process_group(0)
-        .stdin(Stdio::null())
-        .spawn();
+        .stdin(Stdio::null());
+    sys::without_precedence(&mut keeper);
+    let spawned = keeper.spawn();
     match spawned {
         Ok(mut keeper) => {
             // Only so that it is no zombie for as long as this worker lives.

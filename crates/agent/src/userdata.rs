@@ -2,8 +2,8 @@
 
 use crate::error::{AgentError, io_error};
 use crate::init::GuestInit;
-use crate::log;
 use crate::users::{DEFAULT_PATH, Database};
+use crate::{log, sys};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -190,6 +190,7 @@ async fn execute(script: &str, users: &Database) -> Result<i32, AgentError> {
         .stdin(Stdio::null())
         .stdout(writer)
         .stderr(errors);
+    sys::without_precedence(command.as_std_mut());
     let mut child = command.spawn().map_err(failed("execute"))?;
     // Its ends of the pipe, or the output would never end.
     drop(command);

@@ -31,6 +31,9 @@ fn runtime() -> Result<Runtime, AgentError> {
 /// The worker of a guest. Ends only when it can't work at all.
 pub(crate) fn run(init: GuestInit) -> ExitCode {
     sys::keep_freed_memory();
+    if let Err(e) = sys::take_precedence() {
+        log::warn(&format!("cannot take precedence: {e}"));
+    }
     let result = runtime().and_then(|runtime| {
         let agent = Agent::new(Scope::Guest(init));
         runtime.block_on(serve_guest(&agent, init))

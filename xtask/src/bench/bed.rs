@@ -354,7 +354,7 @@ fi
 for arg; do
 	shift
 	case $arg in
-	virtio-serial-pci,*) arg=virtio-serial-pci,max_ports=4,vectors=11 ;;
+	virtio-serial-pci,*) arg=virtio-serial-pci,max_ports=4,vectors=11${{arg#*vectors=7}} ;;
 	virtserialport,chardev=agent,*) more=yes ;;
 	user,id=net,*) arg=$arg,hostfwd=tcp:127.0.0.1:{ssh_port}-:22 ;;
 	esac

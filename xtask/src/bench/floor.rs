@@ -172,9 +172,14 @@ impl Floor {
             self.dir.join("kernel").join(GROUP).join("modules.ext4"),
         );
         let console = self.dir.join("floor.txt");
+        let channel = if self.accelerator == "kvm" {
+            "virtio-serial-pci,max_ports=2,vectors=7"
+        } else {
+            "virtio-serial-pci,max_ports=2,vectors=7,ioeventfd=off"
+        };
         command
             .args(["-device", "virtio-rng-pci"])
-            .args(["-device", "virtio-serial-pci,max_ports=2,vectors=7"])
+            .args(["-device", channel])
             .args(["-device", "virtserialport,chardev=agent,name=slicer.agent"])
             .args(["-chardev", &format!("socket,id=agent,fd={AGENT_FD}")])
             .arg("-chardev")

@@ -20,7 +20,7 @@ pub(crate) fn trials(tour: &Arc<Tour>) -> Vec<Trial> {
         what_cannot_start, a_client_that_leaves_takes_the_command_along,
         an_interrupted_cli_takes_the_command_along, large_output_is_intact,
         large_input_is_intact, many_at_once, a_background_child_does_not_hold_the_stream,
-        bad_requests,
+        bad_requests, commands_run_at_the_usual_priority,
     )
 }
 
@@ -53,6 +53,14 @@ fn bytes(frames: Vec<ExecFrame>) -> (Vec<u8>, Vec<u8>) {
         err.extend(output_bytes(f.stderr.unwrap_or_default(), f.encoding).unwrap());
     }
     (out, err)
+}
+
+async fn commands_run_at_the_usual_priority(tour: &Tour) {
+    // Niceness and policy, of proc_pid_stat(5), of the command and of the worker that started it.
+    let script = "cut -d' ' -f19,41 /proc/self/stat; cut -d' ' -f19,41 /proc/$PPID/stat";
+    let stream = tour.client().exec(VM, &shell(script), None).await.unwrap();
+    let (out, _) = bytes(frames(stream).await);
+    assert_eq!(String::from_utf8_lossy(&out), "0 0\n-10 3\n");
 }
 
 async fn streams_in_order(tour: &Tour) {
