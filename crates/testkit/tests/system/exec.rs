@@ -456,7 +456,7 @@ async fn a_background_child_does_not_hold_the_stream(tour: &Tour) {
         .unwrap();
     assert_eq!(frames.last().unwrap().exit_code, 0);
     assert_eq!(bytes(frames).0, b"started\n");
-    tour.says("pkill -f '^sleep 60'; true").await;
+    tour.says("pkill -f '^sleep 60$'; true").await;
 }
 
 async fn bad_requests(tour: &Tour) {
