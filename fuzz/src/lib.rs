@@ -1,5 +1,5 @@
 //! What fuzz targets share.
-#![allow(clippy::missing_panics_doc, reason = "a panic is what they are for")]
+#![expect(clippy::missing_panics_doc, reason = "a panic is what they are for")]
 
 use sha2::{Digest, Sha256};
 use slicer_api::Endpoint;

@@ -42,8 +42,7 @@ pub(crate) fn begin(entrypoint: &Entrypoint) -> Result<(), AgentError> {
     let text = serde_json::to_vec(entrypoint).unwrap_or_default();
     write_private(Path::new(REQUEST), &text).map_err(io_error("write", REQUEST))?;
     note(state, &EntrypointState::default())?;
-    // A session of its own is all that must part it from the worker: what kills that by its group
-    // spares it then.
+    // What kills the worker by its group spares it.
     let mut keeper = Command::new(AGENT);
     keeper
         .arg("entrypoint")
@@ -78,8 +77,6 @@ pub(crate) fn state() -> Option<EntrypointState> {
 /// The keeper: runs what the worker left to it.
 pub(crate) fn keep() -> ExitCode {
     log::to_kernel();
-    // The worker's initramfs, if it was handed on, and whatever else, is not for services.
-    let _ = rustix::process::setsid();
     let done = read_request().and_then(|entrypoint| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

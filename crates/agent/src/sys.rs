@@ -60,8 +60,8 @@ pub(crate) fn keep_freed_memory() {}
 
 /// Gives this thread precedence over what runs in the guest, though not at once when it has something
 /// to do: in a copy it does more at a time then, whichever side is the faster one. Otherwise each
-/// piece changes processes twice, which costs more than the piece. What it starts has none of it, but
-/// for how it waits, see [`without_precedence`].
+/// piece changes processes twice, which costs more than the piece. What it starts has the usual
+/// niceness, but waits as it does unless [`without_precedence`] or [`before_exec`] is used.
 ///
 /// # Errors
 /// `EPERM` without the right to.

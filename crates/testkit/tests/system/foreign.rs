@@ -1,6 +1,7 @@
 //! Guests of images that were not made for VMs: without an init, without glibc, or with all that
 //! layers can have in them.
 
+use crate::agent;
 use crate::lifecycle::{check_disk, launch, names, ready};
 use crate::tests;
 use libtest_mimic::Trial;
@@ -277,23 +278,7 @@ async fn modules(client: &Client, vm: &str) {
 
 /// Kills the agent's worker, and waits for the one that its supervisor starts.
 pub(crate) async fn kill_worker(client: &Client, vm: &str) {
-    // When it began, in the time of its guest; how old it is says nothing of a young one.
-    let begun = |h: &slicer_api::Health| h.system_uptime - h.agent_uptime;
-    let before = begun(&client.health(vm).await.unwrap());
-    let request = ExecRequest {
-        cmd: "kill -9 $PPID".to_owned(),
-        shell: Some("/bin/sh".to_owned()),
-        uid: 0,
-        ..ExecRequest::default()
-    };
-    let broken = tokio::time::timeout(LIMIT, client.exec_buffered(vm, &request)).await;
-    assert!(broken.unwrap().is_err());
-    wait_until("another agent answers", BOOT, async || {
-        let now = client.health(vm).await;
-        // A supervisor pauses for longer than this before it starts another.
-        now.is_ok_and(|h| begun(&h) > before + 20_000_000)
-    })
-    .await;
+    agent::kill(client, vm, "kill -9 $PPID").await;
 }
 
 /// A persistent VM goes down clean when asked, and comes back as it was.
