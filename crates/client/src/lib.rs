@@ -13,6 +13,7 @@ mod error;
 mod exec;
 mod forward;
 mod fs;
+mod images;
 mod lines;
 mod secrets;
 mod shell;
