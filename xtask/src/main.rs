@@ -21,6 +21,9 @@ enum Task {
     Demo,
     /// Measure launch, exec and the idle daemon against what the machine allows.
     Bench(bench::Args),
+    /// Pull an image and make its base, which the benchmark times.
+    #[command(hide = true)]
+    Base(bench::BaseArgs),
 }
 
 fn main() -> Result<()> {
@@ -28,6 +31,7 @@ fn main() -> Result<()> {
         Task::Image(args) => image::run(&args),
         Task::Demo => demo::run(),
         Task::Bench(args) => bench::run(&args),
+        Task::Base(args) => bench::base(&args),
     }
 }
 
