@@ -153,8 +153,10 @@ async fn groups_share_the_base_of_an_archive() {
     check_disk(&daemon.dir().join("ci-base.img"));
     drop(client);
 
-    // The next one, after the end nobody prepares for, does nothing but clone.
+    // The next one, after the end nobody prepares for, does nothing but clone, and doesn't need the
+    // archive any more.
     daemon.crash();
+    fs::remove_file(&archive).unwrap();
     daemon.launch();
     let client = daemon.client();
     let vm = launch(&client, &CreateNode::default()).await;
