@@ -8,6 +8,7 @@ mod bases;
 mod commits;
 pub mod config;
 mod console;
+mod disks;
 mod error;
 mod files;
 mod fork;

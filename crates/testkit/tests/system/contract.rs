@@ -171,6 +171,7 @@ async fn names_nobody_has_and_a_running_vm() {
         "GET /openapi.json",
         "DELETE /images",
         "POST /images/import",
+        "GET /disks/{vm}/export",
         "GET /vm/{vm}/shell",
         "GET /vm/{vm}/forward",
         "POST /hostgroup/{group}/nodes",

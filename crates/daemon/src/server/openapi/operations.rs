@@ -241,6 +241,32 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        path: "/disks",
+        id: "listDisks",
+        summary: "The disks of VMs and commits, and the bases they were made of",
+        answer: Json("Disks"),
+        errors: &[500],
+        ..OP
+    },
+    Op {
+        path: "/disks/{vm}/export",
+        id: "exportDisk",
+        summary: "The whole disk of a VM that is off or paused",
+        query: &[("format", Word(&["qcow2", "raw"]))],
+        answer: Raw(&[BYTES]),
+        errors: &[400, 404, 409, 500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/disks/{vm}/sparsify",
+        id: "sparsifyDisk",
+        summary: "Give back to the host what a running VM's disk doesn't use",
+        answer: Json("SparsifiedDisk"),
+        errors: &[404, 409, 500, 502, 503, 504],
+        ..OP
+    },
+    Op {
         path: "/vm/commits",
         id: "listCommits",
         summary: "All commits",
