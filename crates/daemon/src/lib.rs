@@ -85,6 +85,12 @@ impl Daemon {
         })
     }
 
+    /// Completes when a client of the API asks for the daemon's end. Whoever started the daemon is
+    /// to stop it then.
+    pub async fn asked_to_end(&self) {
+        self.supervisor.ending.notified().await;
+    }
+
     /// Shuts down what is kept, deletes the rest, and stops serving. `hurry` completes when there
     /// is no more time: what still runs then is switched off.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
