@@ -2,8 +2,8 @@
 
 use crate::commands::{
     bg::Bg, completion::Completion, cp::Cp, docker::Docker, exec::Exec, forward::Forward,
-    info::Info, list::List, logs::Logs, relaunch::Relaunch, secret::Secret, shell::Shell, up::Up,
-    version::Version, vm::Vm,
+    image::Image, info::Info, list::List, logs::Logs, relaunch::Relaunch, secret::Secret,
+    shell::Shell, up::Up, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Secret(Secret),
     #[command(subcommand)]
     Docker(Docker),
+    #[command(subcommand)]
+    Image(Image),
     Info(Info),
     Version(Version),
     Completion(Completion),

@@ -33,6 +33,9 @@ pub(crate) enum CliError {
     Docker(#[from] DockerError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The daemon's own words.
+    #[error("{0}")]
+    Pull(String),
     #[error("cannot use the terminal")]
     Terminal(#[source] io::Error),
     #[error("the shell's connection ended before the shell did; the VM may have stopped")]

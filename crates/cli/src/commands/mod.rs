@@ -12,6 +12,7 @@ pub(crate) mod fork;
 pub(crate) mod forward;
 pub(crate) mod group;
 pub(crate) mod health;
+pub(crate) mod image;
 pub(crate) mod info;
 pub(crate) mod list;
 pub(crate) mod logs;
@@ -49,6 +50,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Docker(c) => block_on(c.run(connection)),
+        Command::Image(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
         Command::Info(c) => block_on(c.run(connection)),
     }
