@@ -44,6 +44,7 @@ impl Server {
             .route("/healthz", get(info::healthz))
             .route("/metrics", get(info::metrics))
             .route("/openapi.json", get(openapi::openapi))
+            .route("/daemon/shutdown", post(info::shutdown))
             .route("/hostgroup", get(nodes::groups))
             .route(
                 "/hostgroup/{group}/nodes",

@@ -124,6 +124,14 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        method: HttpMethod::Post,
+        path: "/daemon/shutdown",
+        id: "shutDownDaemon",
+        summary: "End the daemon, as SIGTERM does: answered before the VMs are off",
+        status: 202,
+        ..OP
+    },
+    Op {
         path: "/hostgroup",
         id: "listHostGroups",
         summary: "The host groups",
