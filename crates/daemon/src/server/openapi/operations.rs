@@ -234,7 +234,7 @@ pub(super) const OPS: &[Op] = &[
         id: "importImage",
         summary: "Take an image from an OCI archive or what `docker save` writes",
         query: &[("reference", Text)],
-        body: Raw(&[TAR]),
+        body: Raw(&[BYTES, TAR]),
         answer: Json("ImportedImage"),
         errors: &[400, 408, 500, 507],
         ..OP
