@@ -2,8 +2,8 @@
 
 use crate::commands::{
     bg::Bg, completion::Completion, cp::Cp, docker::Docker, exec::Exec, forward::Forward,
-    image::Image, info::Info, list::List, logs::Logs, relaunch::Relaunch, secret::Secret,
-    shell::Shell, up::Up, version::Version, vm::Vm,
+    image::Image, info::Info, install::Install, list::List, logs::Logs, relaunch::Relaunch,
+    secret::Secret, shell::Shell, up::Up, update::Update, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Docker(Docker),
     #[command(subcommand)]
     Image(Image),
+    Install(Install),
+    Update(Update),
     Info(Info),
     Version(Version),
     Completion(Completion),
