@@ -135,7 +135,7 @@ fuzz: agent $(CARGO_FUZZ) ## Run each fuzz target for FUZZ_SECONDS, or some by F
 	done
 
 .PHONY: bench
-bench: deps build image ## Measure it against what the machine allows, and against ssh
+bench: deps build image $(REGISTRY) ## Measure it against what the machine allows, and against ssh
 	$(BUILD_FOR_GUESTS) -p slicer-bench-guest
 	$(XTASK) bench
 

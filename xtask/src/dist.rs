@@ -129,7 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let archive = format!("{name}.tar.gz");
         tarball(&scratch.path().join(&archive), &name, &files, epoch)?;
         let (digest, size) = sum(&scratch.path().join(&archive))?;
-        sums.push_str(&format!("{digest}  {archive}\n"));
+        sums.extend([&digest, "  ", &archive, "\n"]);
         manifests.push(layout.bundle(platform, &files, version)?);
         crate::text::say(&format!(
             "{archive}: {} files, {:.0} MB",

@@ -24,6 +24,9 @@ enum Task {
     Dist(dist::Args),
     /// Measure launch, exec and the idle daemon against what the machine allows.
     Bench(bench::Args),
+    /// Pull an image and make its base, which the benchmark times.
+    #[command(hide = true)]
+    Base(bench::BaseArgs),
 }
 
 fn main() -> Result<()> {
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Dist(args) => dist::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Base(args) => bench::base(&args),
     }
 }
 

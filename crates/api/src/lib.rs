@@ -53,7 +53,7 @@ pub use guest::{
     Entrypoint, EntrypointState, GuestRequest, Health, Identity, NetworkIdentity, ShutdownAction,
     ShutdownRequest,
 };
-pub use image::{Image, Images};
+pub use image::{Image, Images, ImportedImage, KeptImage, PullFrame, PullImage, RemovedImages};
 pub use manifest::{
     CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
     chunk_path, is_session_name,

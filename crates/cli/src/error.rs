@@ -51,6 +51,9 @@ pub(crate) enum CliError {
     InstallRuns(PathBuf),
     #[error("you may not replace {}: run `sudo slicer update`", .0.display())]
     NotYours(PathBuf),
+    /// The daemon's own words.
+    #[error("{0}")]
+    Pull(String),
     #[error("cannot use the terminal")]
     Terminal(#[source] io::Error),
     #[error("the shell's connection ended before the shell did; the VM may have stopped")]

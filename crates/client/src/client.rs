@@ -478,7 +478,7 @@ pub(crate) fn go_millis(duration: Duration) -> String {
     format!("{}ms", duration.as_nanos().div_ceil(1_000_000))
 }
 
-async fn read(what: &str, body: Incoming, limit: usize) -> Result<Bytes, ClientError> {
+pub(crate) async fn read(what: &str, body: Incoming, limit: usize) -> Result<Bytes, ClientError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(e) => Err(match e.downcast::<hyper::Error>() {

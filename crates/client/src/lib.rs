@@ -31,5 +31,6 @@ pub use discover::{
 };
 pub use error::ClientError;
 pub use exec::{ExecStream, MAX_LINE, Stdin, output_bytes};
+pub use images::PullStream;
 pub use shell::{ShellReceiver, ShellSender};
 pub use watch::WatchStream;

@@ -5,6 +5,10 @@
 //! base. One that no group of the configuration has and no disk reads from is removed when the
 //! daemon starts.
 
+mod stock;
+
+pub(crate) use stock::{Base, Reader};
+
 use crate::config::HostGroupConfig;
 use crate::workdir::WorkDir;
 use crate::{DaemonError, files};
@@ -18,6 +22,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+
 use tracing::{info, warn};
 
 /// How deep below `.slicer` disks are looked for.
@@ -132,12 +137,7 @@ impl Bases {
             }
             info!("removing {}: nothing uses it", path.display());
             self.unlink_groups(&path, groups, &reading)?;
-            let mut note = path.clone().into_os_string();
-            note.push(".json");
-            // The note first: it vouches for the base.
-            for path in [PathBuf::from(note), path] {
-                files::remove(&path).map_err(DaemonError::io("remove", &path))?;
-            }
+            remove_base(path)?;
         }
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
@@ -174,6 +174,16 @@ impl Bases {
     /// What the disks of the working directory read from.
     fn backing_files(&self) -> Result<HashSet<PathBuf>, DaemonError> {
         let mut found = HashSet::new();
+        for (_, backing) in self.overlays()? {
+            found.extend(fs::canonicalize(&backing).ok());
+            found.insert(backing);
+        }
+        Ok(found)
+    }
+
+    /// The disks that read from other files, and from which.
+    fn overlays(&self) -> Result<Vec<(PathBuf, PathBuf)>, DaemonError> {
+        let mut found = Vec::new();
         let mut dirs = vec![
             (self.work.state(), MAX_DEPTH),
             (self.work.root().to_owned(), 0),
@@ -192,10 +202,7 @@ impl Bases {
                     dirs.push((path, depth - 1));
                 } else if kind.is_file() && path != self.work.root().join(".slicer/lock") {
                     match backing_file(&path) {
-                        Ok(Some(backing)) => {
-                            found.extend(fs::canonicalize(&backing).ok());
-                            found.insert(backing);
-                        }
+                        Ok(Some(backing)) => found.push((path, backing)),
                         Ok(None) => {}
                         Err(_) if !path.exists() => {}
                         Err(e) => return Err(e.into()),
@@ -229,6 +236,17 @@ fn build(group: &HostGroupConfig, image: &Resolved, base: &Path) -> Result<(), D
 fn same_file(a: &Path, b: &Path) -> bool {
     let id = |path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     id(a).is_some_and(|a| Some(a) == id(b))
+}
+
+/// Removes a base and its note.
+fn remove_base(path: PathBuf) -> Result<(), DaemonError> {
+    let mut note = path.clone().into_os_string();
+    note.push(".json");
+    // The note first: it vouches for the base.
+    for path in [PathBuf::from(note), path] {
+        files::remove(&path).map_err(DaemonError::io("remove", &path))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use slicer_registry::PullError;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What to do about a disk that is full.
 pub(crate) const FREE_SPACE: &str = "free some space and try again";
@@ -23,7 +24,7 @@ pub enum DaemonError {
     Image(#[from] ImageError),
     /// An image could not be fetched.
     #[error(transparent)]
-    Pull(#[from] PullError),
+    Pull(Arc<PullError>),
     /// The hypervisor failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -81,12 +82,21 @@ pub enum DaemonError {
         /// What is wrong with it.
         why: String,
     },
+    /// The daemon is on its way out.
+    #[error("the daemon is stopping")]
+    Stopping,
     /// This platform can't run VMs.
     #[error("{0}")]
     Unsupported(String),
     /// A background task failed in a way it never should.
     #[error("internal error while {0}")]
     Internal(&'static str),
+}
+
+impl From<PullError> for DaemonError {
+    fn from(e: PullError) -> Self {
+        Self::Pull(Arc::new(e))
+    }
 }
 
 impl DaemonError {
@@ -108,6 +118,8 @@ impl DaemonError {
             ApiError::insufficient_storage(format!("{self}: {FREE_SPACE}"))
         } else if matches!(self, Self::TooDeep { .. }) {
             ApiError::conflict(self.to_string())
+        } else if matches!(self, Self::Stopping) {
+            ApiError::unavailable(self.to_string())
         } else {
             ApiError::internal(self.to_string())
         }
@@ -126,7 +138,7 @@ impl DaemonError {
                 full(source)
             }
             Self::Image(e) => in_chain(e, full),
-            Self::Pull(e) => in_chain(e, full),
+            Self::Pull(e) => in_chain(&**e, full),
             _ => false,
         }
     }

@@ -4,6 +4,7 @@ use crate::DaemonError;
 use crate::bases::Bases;
 use crate::config::HostGroupConfig;
 use crate::record::DiskKind;
+use crate::store::{ImageStore, PullState, outcome};
 use crate::vm::DiskGate;
 use crate::workdir::WorkDir;
 use slicer_api::Entrypoint;
@@ -12,11 +13,10 @@ use slicer_image::{
     find_guest, prepare_kernel,
 };
 use slicer_machine::{Arch, DiskFormat};
-use slicer_registry::{Progress as PullProgress, Wanted, Watcher};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::sync::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
 /// What the VMs of a group are made of.
@@ -33,45 +33,45 @@ pub(crate) struct Prepared {
 /// Prepares a group's image once, however many launches wait for it. A failure is not kept: the
 /// next launch tries again.
 pub(crate) struct GroupImage {
-    work: Arc<WorkDir>,
-    bases: Arc<Bases>,
+    store: Arc<ImageStore>,
     group: HostGroupConfig,
     kernel_image: Option<String>,
-    insecure: bool,
-    arch: Arch,
-    prepared: Mutex<Option<Arc<Prepared>>>,
+    /// With what the store said of changes before.
+    prepared: Mutex<Option<(u64, Arc<Prepared>)>>,
 }
 
 impl GroupImage {
     pub(crate) fn new(
-        bases: Arc<Bases>,
+        store: Arc<ImageStore>,
         group: HostGroupConfig,
         kernel_image: Option<String>,
-        insecure: bool,
-        arch: Arch,
     ) -> Self {
         Self {
-            work: bases.work().clone(),
-            bases,
+            store,
             group,
             kernel_image,
-            insecure,
-            arch,
             prepared: Mutex::new(None),
         }
+    }
+
+    fn work(&self) -> &Arc<WorkDir> {
+        self.store.bases().work()
     }
 
     /// The group's base and boot files, made first where they are missing or of another image.
     pub(crate) async fn prepare(&self) -> Result<Arc<Prepared>, DaemonError> {
         // Held across the work on purpose: that is what makes the others wait for it.
         let mut slot = self.prepared.lock().await;
-        if let Some(prepared) = &*slot {
+        let changes = self.store.changes();
+        if let Some((known, prepared)) = &*slot
+            && *known == changes
+        {
             return Ok(prepared.clone());
         }
         let prepared = match self.make().await {
             // A blob of the cache that is damaged was forgotten: it can be had once more.
             Err(DaemonError::Image(ImageError::Digest { path, found }))
-                if path.starts_with(self.work.image_cache()) =>
+                if path.starts_with(self.work().image_cache()) =>
             {
                 warn!(
                     "{} is damaged, it has {found}; fetching it again",
@@ -82,28 +82,38 @@ impl GroupImage {
             made => made,
         };
         let prepared = Arc::new(prepared?);
-        *slot = Some(prepared.clone());
+        *slot = Some((changes, prepared.clone()));
         Ok(prepared)
     }
 
     async fn make(&self) -> Result<Prepared, DaemonError> {
-        let image = self.resolve(&self.group.image).await?;
-        let kernel = match &self.kernel_image {
-            Some(reference) => self.resolve(reference).await?,
-            None => {
-                let arch = self.arch.go_name();
-                blocking(move || {
-                    let path = find_guest(arch)?.kernel;
-                    Ok(Resolved::find(
-                        &ImageRef::OciLayout { path, tag: None },
-                        arch,
-                    )?)
-                })
-                .await?
+        let arch = self.store.arch();
+        let (image, kernel, reading) = loop {
+            let changes = self.store.changes();
+            let image = self.resolve(&self.group.image).await?;
+            let kernel = match &self.kernel_image {
+                Some(reference) => self.resolve(reference).await?,
+                None => {
+                    let arch = arch.go_name();
+                    blocking(move || {
+                        let path = find_guest(arch)?.kernel;
+                        Ok(Resolved::find(
+                            &ImageRef::OciLayout { path, tag: None },
+                            arch,
+                        )?)
+                    })
+                    .await?
+                }
+            };
+            let reading = self.store.reading().await;
+            // Else what was found may have been removed meanwhile.
+            if self.store.changes() == changes {
+                break (image, kernel, reading);
             }
         };
-        let (bases, group, arch) = (self.bases.clone(), self.group.clone(), self.arch);
+        let (bases, group) = (self.store.bases().clone(), self.group.clone());
         blocking(move || {
+            let _reading = reading;
             let work = bases.work();
             let prepared = prepare(&bases, &group, &image, &kernel, arch);
             if let Err(DaemonError::Image(ImageError::Digest { path, .. })) = &prepared
@@ -120,9 +130,9 @@ impl GroupImage {
     /// The image a reference leads to. A relative path in it is relative to the working directory;
     /// an image of an archive or a registry is fetched unless it is in the cache.
     async fn resolve(&self, reference: &str) -> Result<Resolved, DaemonError> {
-        let arch = self.arch.go_name();
-        let parsed = ImageRef::parse(reference)?.relative_to(self.work.root());
-        let dir = self.work.image_cache();
+        let arch = self.store.arch().go_name();
+        let parsed = ImageRef::parse(reference)?.relative_to(self.work().root());
+        let dir = self.work().image_cache();
         let name = match parsed {
             ImageRef::Registry(name) => name,
             ImageRef::OciLayout { .. } => {
@@ -133,26 +143,20 @@ impl GroupImage {
             }
         };
         let full = slicer_registry::canonical(&name)?;
-        let looked = full.clone();
-        let (cache, found) = blocking(move || {
-            let cache = ImageCache::open(&dir)?;
-            let found = cache.find(&looked, arch)?;
-            Ok((cache, found))
-        })
-        .await?;
-        if let Some(image) = found {
+        let look = async || {
+            let (dir, full) = (dir.clone(), full.clone());
+            blocking(move || Ok(ImageCache::open(&dir)?.find(&full, arch)?)).await
+        };
+        if let Some(image) = look().await? {
             return Ok(image);
         }
-        let begun = Instant::now();
-        info!("pulling {full}");
-        let wanted = Wanted {
-            reference: full.clone(),
-            arch: arch.to_owned(),
-            insecure: self.insecure,
+        let mut pull = self.store.pull(&full, None);
+        tell(&full, &mut pull).await?;
+        let vanished = || ImageError::Missing {
+            image: full.clone(),
+            what: "blobs any more: it was removed while it was wanted".to_owned(),
         };
-        let image = slicer_registry::pull(&cache, &wanted, Teller::watcher(full.clone())).await?;
-        info!("pulled {full} in {:.1?}", begun.elapsed());
-        Ok(image)
+        Ok(look().await?.ok_or_else(vanished)?)
     }
 
     /// Makes the disk of a VM of this group. What is kept gets a disk that needs no base; what is
@@ -169,10 +173,19 @@ impl GroupImage {
             kinds.push(CloneKind::Qcow2Overlay);
         }
         kinds.push(CloneKind::SparseCopy);
-        let base = self.prepare().await?.base.clone();
-        let disk = self.work.disk(vm);
+        let (base, reading) = loop {
+            let changes = self.store.changes();
+            let base = self.prepare().await?.base.clone();
+            let reading = self.store.reading().await;
+            // Else it may have been removed meanwhile.
+            if self.store.changes() == changes {
+                break (base, reading);
+            }
+        };
+        let disk = self.work().disk(vm);
         let size = self.group.storage_size;
         let job = move || {
+            let _reading = reading;
             let options = CloneOptions {
                 size,
                 kinds: &kinds,
@@ -239,42 +252,20 @@ async fn blocking<T: Send + 'static>(
 /// Between two lines of the log on how far a pull is.
 const TELL_PAUSE: Duration = Duration::from_secs(5);
 
-/// Tells the log how far a pull is.
-struct Teller {
-    image: String,
-    state: std::sync::Mutex<Told>,
-}
-
-struct Told {
-    total: u64,
-    received: u64,
-    last: Instant,
-}
-
-impl Teller {
-    fn watcher(image: String) -> Watcher {
-        let state = std::sync::Mutex::new(Told {
-            total: 0,
-            received: 0,
-            last: Instant::now(),
-        });
-        let this = Self { image, state };
-        Arc::new(move |progress| this.tell(progress))
-    }
-
-    fn tell(&self, progress: PullProgress) {
-        let image = &self.image;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress {
-            PullProgress::Begun { bytes, .. } => state.total += bytes,
-            PullProgress::Received(bytes) => state.received += bytes,
-            PullProgress::Retrying { why } => warn!("pulling {image}: {why}; trying again"),
-        }
-        if state.last.elapsed() >= TELL_PAUSE {
-            state.last = Instant::now();
-            let mb = |bytes: u64| bytes / 1_000_000;
+/// Waits for a pull, and tells the log how far it is.
+async fn tell(image: &str, pull: &mut watch::Receiver<PullState>) -> Result<(), DaemonError> {
+    let mut told = pull.clone();
+    let telling = async {
+        let mb = |bytes: u64| bytes / 1_000_000;
+        loop {
+            tokio::time::sleep(TELL_PAUSE).await;
+            let state = told.borrow_and_update();
             let (received, total) = (mb(state.received), mb(state.total));
             info!("pulling {image}: {received} of {total} MB");
         }
+    };
+    tokio::select! {
+        done = outcome(pull) => done.map(drop),
+        () = telling => Ok(()),
     }
 }

@@ -21,6 +21,7 @@ mod metrics;
 mod record;
 mod secrets;
 mod server;
+mod store;
 mod supervisor;
 mod tags;
 mod vm;

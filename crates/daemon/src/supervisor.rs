@@ -10,6 +10,7 @@ use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
 use crate::secrets::Secrets;
+use crate::store::ImageStore;
 use crate::tags;
 use crate::vm::{self, Phase, VmHandle, remove_files};
 use crate::workdir::WorkDir;
@@ -71,6 +72,7 @@ pub(crate) struct Group {
 /// The VMs of one daemon.
 pub(crate) struct Supervisor {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) images: Arc<ImageStore>,
     groups: Vec<Group>,
     tasks: TaskTracker,
     pub(crate) metrics: Metrics,
@@ -94,17 +96,17 @@ impl Supervisor {
         let bases = Arc::new(Bases::new(work.clone()));
         let names: Vec<_> = config.host_groups.iter().map(|g| g.name.as_str()).collect();
         bases.remove_unused(&names)?;
+        let tasks = TaskTracker::new();
+        let images = ImageStore::open(config, bases, arch, tasks.clone())?;
         let groups: Vec<Group> = config
             .host_groups
             .iter()
             .map(|group| Group {
                 config: group.clone(),
                 image: Arc::new(GroupImage::new(
-                    bases.clone(),
+                    images.clone(),
                     group.clone(),
                     config.kernel_image.clone(),
-                    config.insecure_registry,
-                    arch,
                 )),
             })
             .collect();
@@ -120,7 +122,8 @@ impl Supervisor {
         let this = Arc::new(Self {
             shared,
             groups,
-            tasks: TaskTracker::new(),
+            images,
+            tasks,
             metrics: Metrics::default(),
             graceful: config.graceful_shutdown,
             stopping: AtomicBool::new(false),
@@ -472,6 +475,7 @@ impl Supervisor {
             let _vms = self.shared.vms();
             self.stopping.store(true, Ordering::Relaxed);
         }
+        self.images.stop();
         let mut stopping = tokio::task::JoinSet::new();
         for vm in self.list() {
             stopping.spawn(async move {

@@ -94,6 +94,11 @@ impl WorkDir {
         self.root.join("oci-cache")
     }
 
+    /// Where archives are put that come over the API.
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.root.join("oci-cache/uploads")
+    }
+
     pub(crate) fn disk(&self, vm: &str) -> PathBuf {
         self.root.join(format!("{vm}.img"))
     }

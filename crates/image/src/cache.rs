@@ -17,11 +17,16 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An image's name in an index (image-spec, annotations.md).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// An annotation of our own: the state of the file that an image was read from.
 const SOURCE: &str = "slicer.source";
+/// Another: when the image was given its name, in seconds since 1970.
+pub(crate) const NAMED_AT: &str = "slicer.named";
+/// The file that says that there are blobs of images that have lost their names.
+pub(crate) const GARBAGE: &str = ".garbage";
 /// What the file `oci-layout` holds (image-spec, image-layout.md).
 const LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}";
 /// More than any index has, bytes.
@@ -30,7 +35,7 @@ const MAX_INDEX: u64 = 16 << 20;
 /// A cache. Cheap to open, and to have several of.
 #[derive(Debug, Clone)]
 pub struct ImageCache {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 /// Leave to add to a cache, for as long as it lives: nothing is removed meanwhile.
@@ -86,16 +91,19 @@ impl ImageCache {
         if !entries.any(|d| named(d, name) && annotation(d, SOURCE) == source) {
             return Ok(None);
         }
+        Ok(self.find_named(name, arch))
+    }
+
+    /// Likewise, whatever it was made of.
+    pub(crate) fn find_named(&self, name: &str, arch: &str) -> Option<Resolved> {
         let reference = ImageRef::OciLayout {
             path: self.dir.clone(),
             tag: Some(name.to_owned()),
         };
         // What is named and damaged is as good as missing: it can be had again.
-        let Ok(image) = Resolved::find(&reference, arch) else {
-            return Ok(None);
-        };
+        let image = Resolved::find(&reference, arch).ok()?;
         let complete = image.layers().iter().all(|layer| self.has(layer));
-        Ok(complete.then_some(image))
+        complete.then_some(image)
     }
 
     /// Whether this blob is here, going by its size.
@@ -133,11 +141,11 @@ impl ImageCache {
         })
     }
 
-    fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.dir.join("blobs/sha256")
     }
 
-    fn index(&self) -> Result<ImageIndex, ImageError> {
+    pub(crate) fn index(&self) -> Result<ImageIndex, ImageError> {
         let path = self.dir.join("index.json");
         let mut text = Vec::new();
         match File::open(&path) {
@@ -155,8 +163,23 @@ impl ImageCache {
         })
     }
 
+    /// Replaces the entries of the index. Under its lock.
+    pub(crate) fn write_index(
+        &self,
+        mut index: ImageIndex,
+        entries: Vec<Descriptor>,
+    ) -> Result<(), ImageError> {
+        index.set_manifests(entries);
+        let path = self.dir.join("index.json");
+        let text = serde_json::to_vec(&index).map_err(|e| ImageError::Layout {
+            path: path.clone(),
+            why: e.to_string(),
+        })?;
+        write_file(&path, &text)
+    }
+
     /// Takes the lock `name` as `operation` says. Blocks.
-    fn lock(&self, name: &str, operation: FlockOperation) -> Result<File, ImageError> {
+    pub(crate) fn lock(&self, name: &str, operation: FlockOperation) -> Result<File, ImageError> {
         let path = self.dir.join(format!(".{name}"));
         let open = File::options()
             .create(true)
@@ -240,21 +263,26 @@ impl Adding {
         source: Option<&str>,
     ) -> Result<(), ImageError> {
         let _lock = self.cache.lock("index", FlockOperation::LockExclusive)?;
-        let mut index = self.cache.index()?;
+        let index = self.cache.index()?;
         let mut entry = manifest.clone();
-        let mut annotations = HashMap::from([(REF_NAME.to_owned(), name.to_owned())]);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs());
+        let mut annotations = HashMap::from([
+            (REF_NAME.to_owned(), name.to_owned()),
+            (NAMED_AT.to_owned(), now.to_string()),
+        ]);
         annotations.extend(source.map(|source| (SOURCE.to_owned(), source.to_owned())));
         entry.set_annotations(Some(annotations));
-        let mut entries = index.manifests().clone();
-        entries.retain(|d| !(named(d, name) && d.platform() == entry.platform()));
+        let (replaced, mut entries): (Vec<_>, Vec<_>) = index
+            .manifests()
+            .iter()
+            .cloned()
+            .partition(|d| named(d, name) && d.platform() == entry.platform());
+        if replaced.iter().any(|d| d.digest() != entry.digest()) {
+            write_file(&self.cache.dir.join(GARBAGE), b"")?;
+        }
         entries.push(entry);
-        index.set_manifests(entries);
-        let path = self.cache.dir.join("index.json");
-        let text = serde_json::to_vec(&index).map_err(|e| ImageError::Layout {
-            path: path.clone(),
-            why: e.to_string(),
-        })?;
-        write_file(&path, &text)
+        self.cache.write_index(index, entries)
     }
 }
 
@@ -365,11 +393,11 @@ fn open_partial(path: &Path) -> Result<File, ImageError> {
     }
 }
 
-fn named(entry: &Descriptor, name: &str) -> bool {
+pub(crate) fn named(entry: &Descriptor, name: &str) -> bool {
     annotation(entry, REF_NAME) == Some(name)
 }
 
-fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
+pub(crate) fn annotation<'a>(entry: &'a Descriptor, key: &str) -> Option<&'a str> {
     let annotations = entry.annotations().as_ref();
     annotations.and_then(|a| a.get(key)).map(String::as_str)
 }
@@ -386,12 +414,12 @@ fn empty_index(path: &Path) -> Result<ImageIndex, ImageError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use oci_spec::image::{Arch, DescriptorBuilder, MediaType, Os, PlatformBuilder, Sha256Digest};
     use std::str::FromStr;
 
-    fn descriptor(content: &[u8], kind: MediaType) -> Descriptor {
+    pub(crate) fn descriptor(content: &[u8], kind: MediaType) -> Descriptor {
         let digest = Sha256Digest::from_str(&hex(&Sha256::digest(content))).unwrap();
         DescriptorBuilder::default()
             .media_type(kind)
@@ -402,7 +430,12 @@ mod tests {
     }
 
     /// Adds an image with one layer, which may be left out, and names it.
-    fn add(cache: &ImageCache, name: &str, layer: &[u8], with_layer: bool) -> Descriptor {
+    pub(crate) fn add(
+        cache: &ImageCache,
+        name: &str,
+        layer: &[u8],
+        with_layer: bool,
+    ) -> Descriptor {
         let adding = cache.add().unwrap();
         let config =
             br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
@@ -424,8 +457,7 @@ mod tests {
         manifest_blob.set_platform(Some(platform));
         adding.put(&config_blob, config).unwrap();
         adding.put(&manifest_blob, &manifest).unwrap();
-        if with_layer {
-            let mut partial = adding.begin(&layer_blob).unwrap().unwrap();
+        if with_layer && let Some(mut partial) = adding.begin(&layer_blob).unwrap() {
             partial.write(layer).unwrap();
             partial.finish().unwrap();
         }

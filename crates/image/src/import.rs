@@ -4,6 +4,7 @@
 //! Docker image specification 1.2 (`manifest.json`).
 
 use crate::archive::{Archive, stamp};
+use crate::cache::{REF_NAME, annotation};
 use crate::compression::decompress;
 use crate::layout::{Chosen, Hashing, parse, tagged};
 use crate::{Adding, ImageCache, ImageError, ImageRef, Limits, Resolved, sha256};
@@ -23,6 +24,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(250);
 const LOOK_TIME: Duration = Duration::from_mins(30);
 /// What is read at a time, bytes.
 const PIECE: usize = 1 << 20;
+/// Where containerd and docker write an image's whole name.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const DOCKER_INDEX: &str = "manifest.json";
 
 /// An image of a docker archive's `manifest.json`.
@@ -58,7 +61,17 @@ impl ImageCache {
             return Resolved::find(reference, arch);
         };
         let name = reference.to_string();
-        let now = fs::metadata(path).map_err(ImageError::io("open", path))?;
+        let now = match fs::metadata(path) {
+            Ok(now) => now,
+            // What it held is here.
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && let Some(image) = self.find_named(&name, arch) =>
+            {
+                return Ok(image);
+            }
+            Err(e) => return Err(ImageError::io("open", path)(e)),
+        };
         if let Some(image) = self.find_made_of(&name, arch, Some(&stamp(&now)))? {
             return Ok(image);
         }
@@ -71,12 +84,7 @@ impl ImageCache {
             }
             _ => oci_image(&archive, path, reference, arch)?,
         };
-        for (blob, text) in &found.documents {
-            adding.put(blob, text)?;
-        }
-        for (blob, file) in &found.layers {
-            copy(&archive, &adding, blob, file)?;
-        }
+        copy_all(&archive, &adding, &found)?;
         if archive.stamp()? != before {
             return Err(archive.unusable("it was changed while it was read: try again"));
         }
@@ -84,6 +92,69 @@ impl ImageCache {
         let image = self.find_made_of(&name, arch, Some(&before))?;
         image.ok_or_else(|| archive.unusable("what was read of it vanished from the cache"))
     }
+
+    /// Reads the image for `linux` and `arch` of the archive at `path`, of either kind, into the
+    /// cache under `name`, as if it came from a registry.
+    pub fn import_as(&self, path: &Path, name: &str, arch: &str) -> Result<Resolved, ImageError> {
+        let adding = self.add()?;
+        let archive = Archive::open(path)?;
+        let (of, tag) = (path.to_owned(), None);
+        let found = if archive.has(DOCKER_INDEX) {
+            let reference = ImageRef::DockerArchive {
+                path: of,
+                name: tag,
+            };
+            docker_image(&archive, path, None, arch, &reference).or_else(|e| match e {
+                ImageError::NoTag { .. } => {
+                    docker_image(&archive, path, Some(name), arch, &reference)
+                }
+                e => Err(e),
+            })?
+        } else {
+            let reference = ImageRef::OciArchive { path: of, tag };
+            oci_image(&archive, path, &reference, arch)?
+        };
+        copy_all(&archive, &adding, &found)?;
+        adding.name(name, &found.manifest)?;
+        let image = self.find(name, arch)?;
+        image.ok_or_else(|| archive.unusable("what was read of it vanished from the cache"))
+    }
+}
+
+/// The name of the one image in an archive, if there is one and it is a whole name.
+pub fn archive_name(path: &Path) -> Result<Option<String>, ImageError> {
+    let archive = Archive::open(path)?;
+    let mut names: Vec<String> = if archive.has(DOCKER_INDEX) {
+        let text = archive.document(DOCKER_INDEX)?;
+        let saved: Vec<Saved> = parse(&archive.part(DOCKER_INDEX), &text)?;
+        saved.iter().flat_map(Saved::tags).cloned().collect()
+    } else {
+        let text = archive.document("index.json")?;
+        let index: ImageIndex = parse(&archive.part("index.json"), &text)?;
+        let names = index.manifests().iter();
+        let names =
+            names.filter_map(|d| annotation(d, CONTAINERD_NAME).or(annotation(d, REF_NAME)));
+        // A bare tag is no image's name.
+        let whole = |name: &&str| name.contains([':', '/']);
+        names
+            .map(str::to_owned)
+            .filter(|n| whole(&n.as_str()))
+            .collect()
+    };
+    names.sort();
+    names.dedup();
+    Ok(names.pop().filter(|_| names.is_empty()))
+}
+
+/// Copies what was found into the cache.
+fn copy_all(archive: &Archive, adding: &Adding, found: &Found) -> Result<(), ImageError> {
+    for (blob, text) in &found.documents {
+        adding.put(blob, text)?;
+    }
+    for (blob, file) in &found.layers {
+        copy(archive, adding, blob, file)?;
+    }
+    Ok(())
 }
 
 /// Copies a layer into the cache, going on with what is there of an earlier attempt.

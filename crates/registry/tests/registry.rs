@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use slicer_image::ImageCache;
+use slicer_image::{Garbage, ImageCache};
 use slicer_registry::{Progress, PullError, Wanted, Watcher, pull};
 use slicer_testkit::{Layer, Proxy, Registry};
 use std::path::Path;
@@ -219,6 +219,55 @@ async fn a_damaged_blob_is_refused() {
     let good = registry.name("a/good:1");
     pull(&cache, &wanted(&good), silent()).await.unwrap();
     assert!(cache.find(&name, "amd64").unwrap().is_none());
+}
+
+/// A small file system of its own, unmounted in the end.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    /// None where this process may not mount.
+    fn mount(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        let mounted = mount.arg(dir.path()).status();
+        mounted.unwrap().success().then_some(Self(dir))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_leaves_a_cache_that_can_be_used() {
+    let Some(small) = Small::mount("4m") else {
+        eprintln!("not root: not tested");
+        return;
+    };
+    let registry = Registry::start(None).await;
+    registry
+        .push("a/small:1", &["amd64"], &[Layer::of(1 << 20, 1)])
+        .await;
+    let layers = [Layer::of(1 << 20, 1), Layer::of(8 << 20, 2)];
+    registry.push("a/big:1", &["amd64"], &layers).await;
+    let cache = ImageCache::open(small.0.path()).unwrap();
+    let big = registry.name("a/big:1");
+    let e = pull(&cache, &wanted(&big), silent()).await.unwrap_err();
+    assert!(e.to_string().contains("No space left"), "{e}");
+    assert!(cache.find(&big, "amd64").unwrap().is_none());
+    // What is left over is nobody's, and goes when it is asked to.
+    assert!(cache.unnamed_bytes().unwrap() > 1 << 20);
+    let freed = cache.collect(&Garbage::All).unwrap().unwrap();
+    assert!(freed > 1 << 20, "{freed}");
+    assert_eq!(leftovers(small.0.path()), 0);
+    let name = registry.name("a/small:1");
+    pull(&cache, &wanted(&name), silent()).await.unwrap();
+    assert!(cache.find(&name, "amd64").unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

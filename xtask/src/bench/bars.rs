@@ -2,12 +2,13 @@
 
 use super::report::Bar;
 use super::stats::Estimate;
-use super::{Raw, connect, exec, forward, idle, launch, memory, transfer, tree};
+use super::{Raw, connect, exec, forward, idle, image, launch, memory, transfer, tree};
 
 /// The bars of all that was measured.
 pub(super) fn of(raw: &Raw) -> Vec<Bar> {
     let mut bars = Vec::new();
     bars.extend(raw.launch.iter().flat_map(of_launch));
+    bars.extend(raw.image.iter().flat_map(of_image));
     bars.extend(raw.exec.iter().map(of_exec));
     bars.extend(raw.cli.iter().map(of_cli));
     bars.extend(raw.idle.iter().flat_map(of_idle));
@@ -34,6 +35,38 @@ fn of_launch(launch: &launch::Samples) -> Vec<Bar> {
             2.2,
         ),
     ]
+}
+
+fn of_image(image: &image::Samples) -> Vec<Bar> {
+    let mut bars = vec![
+        Bar::ratio(
+            "base",
+            "pull an image and make its base / skopeo copy, umoci unpack, mke2fs -d",
+            Estimate::of_ratios(&image.base, &image.tools),
+            0.333,
+        ),
+        Bar::limit(
+            "memory, base",
+            "most RSS of pulling an image and making its base, MiB",
+            image.peak.iter().copied().fold(0.0, f64::max),
+            100.0,
+        ),
+        Bar::ratio(
+            "overlay",
+            "a disk as an overlay / qemu-img create -b",
+            Estimate::of_ratios(&image.clone, &image.qemu_img),
+            1.2,
+        ),
+    ];
+    if !image.reflink.is_empty() {
+        bars.push(Bar::ratio(
+            "reflink",
+            "a disk that shares blocks / cp --reflink",
+            Estimate::of_ratios(&image.reflink, &image.cp),
+            1.2,
+        ));
+    }
+    bars
 }
 
 fn of_exec(exec: &exec::Samples) -> Bar {

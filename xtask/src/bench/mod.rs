@@ -11,6 +11,7 @@ mod exec;
 mod floor;
 mod forward;
 mod idle;
+mod image;
 mod launch;
 mod memory;
 mod pipe;
@@ -24,6 +25,7 @@ use crate::text::say;
 use crate::{programs, workspace};
 use anyhow::{Context, Result, ensure};
 use bed::Bed;
+pub(crate) use image::{BaseArgs, base};
 use report::{Environment, Report};
 use serde::Serialize;
 use slicer_api::{CreateNode, Wait};
@@ -60,6 +62,8 @@ pub(crate) struct Args {
 enum Part {
     /// Launches
     Launch,
+    /// Images as disks
+    Image,
     /// The idle daemon
     Idle,
     /// Commands over REST and by the command line
@@ -80,6 +84,7 @@ enum Part {
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Plan {
     launch_pairs: u32,
+    image_pairs: u32,
     exec_rounds: u32,
     cli_rounds: u32,
     idle_seconds: u64,
@@ -101,6 +106,7 @@ impl Args {
             let pairs = self.pairs.min(5);
             Plan {
                 launch_pairs: pairs,
+                image_pairs: pairs.min(3),
                 exec_rounds: 200,
                 cli_rounds: 20,
                 idle_seconds: 30,
@@ -118,6 +124,8 @@ impl Args {
         } else {
             Plan {
                 launch_pairs: self.pairs,
+                // One by hand takes ten times as long as ours.
+                image_pairs: self.pairs.min(8),
                 exec_rounds: 400,
                 cli_rounds: 60,
                 idle_seconds: 30,
@@ -138,6 +146,7 @@ impl Args {
         let if_wanted = |part, amount| if wanted(part) { amount } else { 0 };
         Plan {
             launch_pairs: if_wanted(Part::Launch, all.launch_pairs),
+            image_pairs: if_wanted(Part::Image, all.image_pairs),
             exec_rounds: if_wanted(Part::Exec, all.exec_rounds),
             cli_rounds: if_wanted(Part::Exec, all.cli_rounds),
             idle_seconds: if wanted(Part::Idle) {
@@ -163,6 +172,7 @@ impl Args {
 #[derive(Default, Serialize)]
 struct Raw {
     launch: Option<launch::Samples>,
+    image: Option<image::Samples>,
     idle: Option<idle::Samples>,
     exec: Option<exec::Samples>,
     cli: Option<exec::CliSamples>,
@@ -183,6 +193,7 @@ impl Raw {
     fn story(&self) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.launch.iter().flat_map(launch::Samples::story));
+        lines.extend(self.image.iter().flat_map(image::Samples::story));
         lines.extend(self.exec.iter().map(exec::Samples::story));
         lines.extend(self.cli.iter().map(exec::CliSamples::story));
         lines.extend(self.transfer.iter().flat_map(transfer::Samples::story));
@@ -262,6 +273,9 @@ async fn measure(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
     }
     daemon.stop(false).await?;
 
+    if plan.image_pairs > 0 {
+        raw.image = Some(image::measure(&layout, dir, plan.image_pairs).await?);
+    }
     if plan.idle_seconds > 0 || plan.exec_rounds > 0 {
         measure_small(plan, dir, raw).await?;
     }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod commits;
+mod images;
 mod info;
 mod listen;
 mod nodes;
@@ -57,6 +58,10 @@ impl Server {
                 "/secrets/{name}",
                 patch(secrets::update).delete(secrets::remove),
             )
+            .route("/images", get(images::list).delete(images::remove))
+            .route("/images/pull", post(images::pull))
+            .route("/images/import", post(images::import))
+            .route("/images/wipe", post(images::wipe))
             .route("/vm/commits", get(commits::list))
             .route("/vm/commits/{id}", delete(commits::remove))
             .route("/vm/commits/{id}/fork", post(commits::fork))

@@ -11,7 +11,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("images": a_vm_from_a_registry, groups_share_the_base_of_an_archive)
+    tests!("images": a_vm_from_a_registry, groups_share_the_base_of_an_archive, a_tag_that_moves)
 }
 
 /// The layout of the default image.
@@ -62,6 +62,19 @@ async fn a_vm_from_a_registry() {
 
     let server = registry.name("");
     let server = server.trim_end_matches('/');
+    // Base64 of alex:wrong.
+    let wrong = format!("{{\"auths\": {{\"{server}\": {{\"auth\": \"YWxleDp3cm9uZw==\"}}}}}}");
+    fs::write(&config, wrong).unwrap();
+    let refused = daemon
+        .cli(&["image", "pull", &registry.name("slicer/guest:1")])
+        .await;
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused
+            .stderr
+            .contains("the user of Docker's configuration"),
+        "{refused:?}"
+    );
     let helpers = format!("{{\"credHelpers\": {{\"{server}\": \"test\"}}}}");
     fs::write(&config, helpers).unwrap();
     let made = daemon.cli(&["vm", "launch", "sbox", "--json"]).await;
@@ -72,6 +85,10 @@ async fn a_vm_from_a_registry() {
     })
     .await;
     assert_eq!(daemon.log().matches("pulled ").count(), 1);
+    let unknown = registry.name("slicer/guest:2");
+    let gone = daemon.cli(&["image", "pull", &unknown]).await;
+    assert_eq!(gone.code, 1);
+    assert!(gone.stderr.contains("has no image"), "{gone:?}");
     let pulls = daemon.log().matches("pulling ").count();
     daemon.terminate();
 
@@ -144,6 +161,113 @@ async fn groups_share_the_base_of_an_archive() {
     assert_eq!(says(&client, &vm, "hostname").await, vm);
     assert_eq!(daemon.log().matches("base built").count(), 1);
     assert_eq!(base(&daemon, "sbox"), built);
+    drop(client);
+    daemon.stop();
+}
+
+/// A tar archive with this file.
+fn file(path: &str, text: &str) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(text.len() as u64);
+    header.set_mode(0o644);
+    let mut layer = tar::Builder::new(Vec::new());
+    layer
+        .append_data(&mut header, path, text.as_bytes())
+        .unwrap();
+    layer.into_inner().unwrap()
+}
+
+async fn a_tag_that_moves() {
+    let registry = Registry::start(None).await;
+    registry
+        .push_layout("slicer/guest:1", &default_layout())
+        .await;
+    let name = registry.name("slicer/guest:1");
+    let mut setup = Setup::sandboxes();
+    setup.image = Some(name.clone());
+    setup.more.push_str("  insecure_registry: true\n");
+    let mut daemon = TestDaemon::start(&setup);
+    // The daemon is fetching it by itself, or has: that is one pull.
+    daemon.cli(&["image", "pull", &name]).await.text();
+    let again = daemon.cli(&["image", "pull", &name]).await;
+    assert!(again.text().contains("Image is up to date"), "{again:?}");
+    let client = daemon.client();
+    let old = launch(&client, &CreateNode::default()).await;
+    let listed = client.images().await.unwrap();
+    assert_eq!(listed.images.len(), 1, "{listed:?}");
+    let image = &listed.images[0];
+    assert_eq!(
+        (&image.name, &image.host_groups[..]),
+        (&name, &["sbox".to_owned()][..])
+    );
+    // The blobs, and the base beside them.
+    assert!(image.disk_bytes > image.size_bytes, "{image:?}");
+    assert_eq!(listed.disk_bytes, image.disk_bytes);
+    let first = image.digest.clone();
+    let is_read = !image.vms.is_empty();
+    let refused = daemon.cli(&["image", "remove", &name]).await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("host group sbox"), "{refused:?}");
+    assert_eq!(is_read, refused.stderr.contains(&old), "{refused:?}");
+
+    let newer = tempfile::tempdir().unwrap();
+    slicer_testkit::Image::from_layout(&default_layout())
+        .layer(file("etc/marker", "newer"))
+        .write(newer.path());
+    registry.push_layout("slicer/guest:1", newer.path()).await;
+    let pulled = daemon.cli(&["image", "pull", &name, "--json"]).await.json();
+    assert_eq!(pulled["changed"], true, "{pulled}");
+    let new = launch(&client, &CreateNode::default()).await;
+    assert_eq!(says(&client, &new, "cat /etc/marker").await, "newer");
+    let without = says(&client, &old, "ls /etc/marker 2>/dev/null; hostname").await;
+    assert_eq!(without, old);
+    let listed = client.images().await.unwrap();
+    assert_eq!(listed.images.len(), 1);
+    assert_ne!(listed.images[0].digest, first);
+
+    // Removed all the same, it takes nothing from those who have it.
+    let digits = listed.images[0].digest["sha256:".len()..][..12].to_owned();
+    let gone = client.remove_image(&digits, true).await.unwrap();
+    assert_eq!(gone.removed, [name.clone()]);
+    assert!(gone.freed_bytes > 0, "{gone:?}");
+    assert_eq!(is_read, gone.kept.iter().any(|k| k.reason.contains(&new)));
+    assert_eq!(says(&client, &new, "cat /etc/marker").await, "newer");
+    assert_eq!(says(&client, &old, "hostname").await, old);
+    let unknown = daemon.cli(&["image", "rm", "nobody/nothing"]).await;
+    assert!(unknown.stderr.contains("not found"), "{unknown:?}");
+
+    // What is sent needs no registry.
+    drop(registry);
+    let layout = newer.path().to_str().unwrap();
+    let sent = daemon.cli(&["image", "import", layout, &name]).await;
+    assert!(sent.text().contains("Image imported"), "{sent:?}");
+    let third = launch(&client, &CreateNode::default()).await;
+    assert_eq!(says(&client, &third, "cat /etc/marker").await, "newer");
+    let other = ["image", "import", layout, "other:1", "--json"];
+    let sent = daemon.cli(&other).await.json();
+    assert_eq!(sent["name"], "docker.io/library/other:1");
+    let nonsense = daemon
+        .cli_with(&["image", "import", "-", "x:1"], Some(b"no tar".to_vec()))
+        .await;
+    assert!(nonsense.stderr.contains("400"), "{nonsense:?}");
+    let wiped = client.wipe_images().await.unwrap();
+    assert_eq!(wiped.removed, ["docker.io/library/other:1"]);
+    let kept = wiped.kept.iter();
+    assert!(kept.clone().any(|k| k.name == name), "{wiped:?}");
+    let listed = client.images().await.unwrap();
+    assert_eq!(
+        (listed.images.len(), listed.other_bytes),
+        (1, 0),
+        "{listed:?}"
+    );
+
+    // Neither does the next daemon.
+    drop(client);
+    daemon.crash();
+    daemon.launch();
+    let client = daemon.client();
+    let last = launch(&client, &CreateNode::default()).await;
+    assert_eq!(says(&client, &last, "cat /etc/marker").await, "newer");
     drop(client);
     daemon.stop();
 }

@@ -160,7 +160,8 @@ fn bundle(dir: &Path, arch: &str, version: &str, files: &[(&str, &[u8])]) {
 
 fn hex(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
-    digest.iter().map(|b| format!("{b:02x}")).collect()
+    let digits: Vec<_> = digest.iter().map(|b| format!("{b:02x}")).collect();
+    digits.concat()
 }
 
 async fn bad_bundles_are_refused() {

@@ -48,15 +48,14 @@ fn table(all: &Images) -> String {
             image.pulled_at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
         ]);
     }
-    let mut text = table.render();
-    text.push_str(&format!("\nOn disk: {}\n", size(all.disk_bytes)));
-    if all.other_bytes > 0 {
-        text.push_str(&format!(
-            "Of no image: {}, which `slicer image wipe` removes\n",
-            size(all.other_bytes)
-        ));
-    }
-    text
+    let total = format!("\nOn disk: {}\n", size(all.disk_bytes));
+    let other = if all.other_bytes > 0 {
+        let bytes = size(all.other_bytes);
+        format!("Of no image: {bytes}, which `slicer image wipe` removes\n")
+    } else {
+        String::new()
+    };
+    table.render() + &total + &other
 }
 
 /// The first digits of a digest, which are enough to name an image by.

@@ -1,7 +1,10 @@
 //! `slicer image`.
 
+mod import;
 mod list;
+mod pull;
 mod push;
+mod remove;
 
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -13,6 +16,11 @@ pub(crate) enum Image {
     #[command(visible_alias = "ls")]
     List(list::List),
     Push(push::Push),
+    Pull(pull::Pull),
+    Import(import::Import),
+    #[command(visible_aliases = ["rm", "delete"])]
+    Remove(remove::Remove),
+    Wipe(remove::Wipe),
 }
 
 impl Image {
@@ -20,6 +28,10 @@ impl Image {
         match self {
             Self::List(c) => c.run(connection).await,
             Self::Push(c) => c.run().await,
+            Self::Pull(c) => c.run(connection).await,
+            Self::Import(c) => c.run(connection).await,
+            Self::Remove(c) => c.run(connection).await,
+            Self::Wipe(c) => c.run(connection).await,
         }
     }
 }

@@ -192,6 +192,55 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        path: "/images",
+        id: "listImages",
+        summary: "The images in the cache, who uses them and what they take on the disk",
+        answer: Json("Images"),
+        errors: &[500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Delete,
+        path: "/images",
+        id: "deleteImage",
+        summary: "Remove an image, by its name, its digest or the beginning of that",
+        query: &[("reference", Text), ("force", Flag)],
+        required: &["reference"],
+        answer: Json("RemovedImages"),
+        errors: &[400, 404, 409, 500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/images/pull",
+        id: "pullImage",
+        summary: "Fetch what an image's name leads to now; a failure is the last line",
+        body: Json("PullImage"),
+        answer: Lines("PullFrame"),
+        errors: &[400],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/images/import",
+        id: "importImage",
+        summary: "Take an image from an OCI archive or what `docker save` writes",
+        query: &[("reference", Text)],
+        body: Raw(&[TAR]),
+        answer: Json("ImportedImage"),
+        errors: &[400, 408, 500, 507],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/images/wipe",
+        id: "wipeImages",
+        summary: "Remove all images that nobody uses",
+        answer: Json("RemovedImages"),
+        errors: &[409, 500],
+        ..OP
+    },
+    Op {
         path: "/vm/commits",
         id: "listCommits",
         summary: "All commits",
