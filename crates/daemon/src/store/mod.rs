@@ -217,3 +217,6 @@ fn groups(config: &Config, work: &WorkDir) -> Vec<(String, Vec<String>)> {
     let groups = config.host_groups.iter();
     groups.map(|g| (g.name.clone(), of(&g.image))).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use crate::bases::Base;
 use slicer_api::{ApiError, KeptImage, RemovedImages};
 use slicer_image::{CachedImage, Garbage};
 use std::sync::Arc;
+use tokio::task::JoinError;
 use tracing::info;
 
 /// The fewest digits of a digest that name an image.
@@ -19,13 +20,13 @@ impl ImageStore {
         reference: &str,
         force: bool,
     ) -> Result<RemovedImages, ApiError> {
+        let (store, looked) = (self.clone(), reference.to_owned());
+        // A refusal need not wait for those who read.
+        let refused = tokio::task::spawn_blocking(move || store.chosen(&looked, force).map(drop));
+        refused.await.map_err(failed)??;
         let reference = reference.to_owned();
         self.exclusively(move |store| {
-            let all = store.cache().and_then(|cache| Ok(cache.list()?));
-            let chosen = choose(&all.map_err(|e| e.to_api())?, &reference)?;
-            for image in &chosen {
-                store.check_unused(image, force)?;
-            }
+            let chosen = store.chosen(&reference, force)?;
             let gone = store.take_out(&chosen, false);
             gone.map_err(|e| e.to_api())
         })
@@ -53,8 +54,17 @@ impl ImageStore {
             let _guard = guard;
             work(&store)
         });
-        let failed = |_| ApiError::internal("removing images failed unexpectedly");
         done.await.map_err(failed)?
+    }
+
+    /// The images that a reference means, if they may be removed.
+    fn chosen(&self, reference: &str, force: bool) -> Result<Vec<CachedImage>, ApiError> {
+        let all = self.cache().and_then(|cache| Ok(cache.list()?));
+        let chosen = choose(&all.map_err(|e| e.to_api())?, reference)?;
+        for image in &chosen {
+            self.check_unused(image, force)?;
+        }
+        Ok(chosen)
     }
 
     /// Refuses to remove an image that is still wanted.
@@ -67,8 +77,8 @@ impl ImageStore {
         if groups.is_empty() || force {
             return Ok(());
         }
-        let mut by = groups.iter().map(|g| format!("host group {g}"));
-        let mut by: Vec<String> = by.by_ref().collect();
+        let groups = groups.iter().map(|g| format!("host group {g}"));
+        let mut by: Vec<String> = groups.collect();
         let bases = self.bases.list().map_err(|e| e.to_api())?;
         let own = bases.iter().filter(|base| base.digest == image.digest);
         by.extend(own.flat_map(|base| &base.readers).map(ToString::to_string));
@@ -154,6 +164,10 @@ impl ImageStore {
         }
         Ok(gone)
     }
+}
+
+fn failed(_: JoinError) -> ApiError {
+    ApiError::internal("removing images failed unexpectedly")
 }
 
 /// The images that a reference means: a name, as it is or in full, or else a digest or the beginning
