@@ -2,8 +2,9 @@
 
 use crate::commands::{
     bg::Bg, completion::Completion, cp::Cp, disk::Disk, docker::Docker, exec::Exec,
-    forward::Forward, image::Image, info::Info, list::List, logs::Logs, relaunch::Relaunch,
-    secret::Secret, shell::Shell, up::Up, version::Version, vm::Vm,
+    forward::Forward, image::Image, info::Info, install::Install, list::List, logs::Logs,
+    relaunch::Relaunch, secret::Secret, shell::Shell, up::Up, update::Update, version::Version,
+    vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Image(Image),
     #[command(subcommand)]
     Disk(Disk),
+    Install(Install),
+    Update(Update),
     Info(Info),
     Version(Version),
     Completion(Completion),

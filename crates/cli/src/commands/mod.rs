@@ -15,6 +15,7 @@ pub(crate) mod group;
 pub(crate) mod health;
 pub(crate) mod image;
 pub(crate) mod info;
+pub(crate) mod install;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pause;
@@ -27,6 +28,7 @@ pub(crate) mod shutdown;
 pub(crate) mod tag;
 pub(crate) mod top;
 pub(crate) mod up;
+pub(crate) mod update;
 pub(crate) mod version;
 pub(crate) mod vm;
 
@@ -54,6 +56,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Disk(c) => block_on(c.run(connection)),
         Command::Image(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
+        Command::Install(c) => block_on(c.run()),
+        Command::Update(c) => block_on(c.run()),
         Command::Info(c) => block_on(c.run(connection)),
     }
 }

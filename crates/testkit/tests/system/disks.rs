@@ -10,7 +10,7 @@ use crate::tests;
 use libtest_mimic::Trial;
 use slicer_api::{CommitRequest, DiskFormat, NodeStatus, ShutdownAction};
 use slicer_client::Client;
-use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, wait_until};
+use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
@@ -204,7 +204,10 @@ async fn whole_disks_are_exported() {
     let refused = daemon
         .cli(&["disk", "export", &thrown, "--output", "no"])
         .await;
-    assert!(refused.stderr.contains("shut it down first, or pause it"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("shut it down first, or pause it"),
+        "{refused:?}"
+    );
     client.pause(&thrown).await.unwrap();
     let export = ["disk", "export", &thrown, "-o", "thrown.qcow2", "--json"];
     let saved = daemon.cli(&export).await.json();
@@ -221,7 +224,10 @@ async fn whole_disks_are_exported() {
     assert!(stream.next_piece().await.unwrap().is_some());
     for e in [
         client.resume(&thrown).await.unwrap_err(),
-        client.shutdown(&thrown, ShutdownAction::Shutdown).await.unwrap_err(),
+        client
+            .shutdown(&thrown, ShutdownAction::Shutdown)
+            .await
+            .unwrap_err(),
     ] {
         assert_eq!(e.status(), Some(409));
         assert!(e.to_string().contains("being exported"), "{e}");
@@ -236,12 +242,17 @@ async fn whole_disks_are_exported() {
     // A disk that lies over a commit's, which was copied from the base.
     root(&client, &kept, "echo first > /root/first").await;
     off(&client, &kept).await;
-    client.commit(&kept, &CommitRequest::default()).await.unwrap();
+    client
+        .commit(&kept, &CommitRequest::default())
+        .await
+        .unwrap();
     client.relaunch(&kept).await.unwrap();
     ready(&client, &kept).await;
     root(&client, &kept, "echo second > /root/second").await;
     off(&client, &kept).await;
-    let export = ["disk", "export", &kept, "--format", "raw", "--output", "kept.img"];
+    let export = [
+        "disk", "export", &kept, "--format", "raw", "--output", "kept.img",
+    ];
     let said = daemon.cli(&export).await;
     assert!(said.text().starts_with("kept.img: "), "{said:?}");
     assert_eq!(fs::metadata(at("kept.img")).unwrap().len(), 15 << 30);
@@ -286,9 +297,13 @@ async fn sparsified(daemon: &TestDaemon, client: &Client, vm: &str) {
 
 /// An export that is interrupted leaves nothing.
 async fn interrupted(daemon: &TestDaemon, vm: &str) {
-    let mut command = daemon.command("slicer");
-    command.args(["disk", "export", vm, "--format", "raw", "-o", "late.img"]);
-    let mut child = command.spawn().unwrap();
+    let mut child = tokio::process::Command::new(bin_dir().join("slicer"))
+        .args(["disk", "export", vm, "--format", "raw", "-o", "late.img"])
+        .env("SLICER_URL", daemon.dir().join("slicer.sock"))
+        .current_dir(daemon.dir())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
     let begun = || {
         let names = fs::read_dir(daemon.dir()).unwrap();
         let mut names = names.map(|e| e.unwrap().file_name().into_string().unwrap());

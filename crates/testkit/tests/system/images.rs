@@ -228,7 +228,7 @@ async fn a_tag_that_moves() {
     // Removed all the same, it takes nothing from those who have it.
     let digits = listed.images[0].digest["sha256:".len()..][..12].to_owned();
     let gone = client.remove_image(&digits, true).await.unwrap();
-    assert_eq!(gone.removed, [name.clone()]);
+    assert_eq!(gone.removed, std::slice::from_ref(&name));
     assert!(gone.freed_bytes > 0, "{gone:?}");
     assert_eq!(is_read, gone.kept.iter().any(|k| k.reason.contains(&new)));
     assert_eq!(says(&client, &new, "cat /etc/marker").await, "newer");
