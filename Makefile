@@ -94,6 +94,10 @@ docker-image: ## Build the guest image with Docker, and the default one, into ta
 minimal-image: ## Build the Debian without an init, for tests, into target/guest
 	$(XTASK) image --recipe minimal
 
+.PHONY: dist
+dist: build image ## Make tarballs, their sums and the bundle for slicer install in target/dist
+	$(XTASK) dist
+
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
 	cargo fmt --all --check
@@ -110,7 +114,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image minimal-image $(REGISTRY) $(BUSYBOX) schemathesis ## Run the tests that boot VMs with the programs users get
+system: build docker-image minimal-image dist $(REGISTRY) $(BUSYBOX) schemathesis ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: schemathesis

@@ -4,6 +4,7 @@
 mod bench;
 mod daemon;
 mod demo;
+mod dist;
 mod image;
 mod text;
 
@@ -19,6 +20,8 @@ enum Task {
     Image(image::Args),
     /// Build everything, then boot a sandbox, use it and delete it.
     Demo,
+    /// Make what is published of what was built.
+    Dist(dist::Args),
     /// Measure launch, exec and the idle daemon against what the machine allows.
     Bench(bench::Args),
     /// Pull an image and make its base, which the benchmark times.
@@ -30,6 +33,7 @@ fn main() -> Result<()> {
     match Task::parse() {
         Task::Image(args) => image::run(&args),
         Task::Demo => demo::run(),
+        Task::Dist(args) => dist::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Base(args) => bench::base(&args),
     }

@@ -4,6 +4,8 @@ use crate::commands::docker::{DockerError, StoreError};
 use crate::output;
 use slicer_client::{ClientError, CopyError, DiscoverError};
 use slicer_forward::ListenError;
+use slicer_image::ImageError;
+use slicer_registry::{BundleError, PushError};
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +35,22 @@ pub(crate) enum CliError {
     Docker(#[from] DockerError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Push(#[from] PushError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("cannot {action} {}", path.display())]
+    File {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("another `slicer install` is at work in {}", .0.display())]
+    InstallRuns(PathBuf),
+    #[error("you may not replace {}: run `sudo slicer update`", .0.display())]
+    NotYours(PathBuf),
     /// The daemon's own words.
     #[error("{0}")]
     Pull(String),
@@ -45,6 +63,8 @@ pub(crate) enum CliError {
     Usage(String),
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot write the output")]
     Output(#[source] io::Error),
     #[error("cannot print the answer as JSON")]
@@ -81,8 +101,12 @@ impl CliError {
         let mut text = self.to_string();
         let mut source = self.source();
         while let Some(e) = source {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
+            let cause = e.to_string();
+            // Some say it themselves.
+            if !text.contains(&cause) {
+                text.push_str(": ");
+                text.push_str(&cause);
+            }
             source = e.source();
         }
         output::error(&text);

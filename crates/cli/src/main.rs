@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bundle;
 mod commands;
 mod connection;
 mod error;
@@ -10,6 +11,7 @@ mod runtime;
 mod stdin;
 mod table;
 mod terminal;
+mod transfer;
 
 use clap::Parser as _;
 use std::process::ExitCode;

@@ -32,6 +32,9 @@ enum Command {
         /// Reference of the image VMs boot; without it, the default image.
         #[arg(long)]
         image: Option<String>,
+        /// For which hypervisor: qemu or apple; without it, this host's.
+        #[arg(long)]
+        hypervisor: Option<String>,
     },
     /// Run the daemon in this directory, in the foreground.
     ///
@@ -49,7 +52,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Command::New { image } => new(image),
+        Command::New { image, hypervisor } => new(image, hypervisor.as_deref()),
         Command::Up { file } => up(&file),
         Command::Version => print(&format!(
             "{} ({})\n",
@@ -82,7 +85,15 @@ fn print(text: &str) -> Outcome {
     Ok(())
 }
 
-fn new(image: Option<String>) -> Outcome {
+fn new(image: Option<String>, hypervisor: Option<&str>) -> Outcome {
+    let hypervisor = match hypervisor {
+        None => Host::current().os.hypervisor(),
+        Some("qemu") => config::Hypervisor::Qemu,
+        Some("apple") => config::Hypervisor::Apple,
+        Some(other) => {
+            return Err(format!("there is no hypervisor {other:?}: it is qemu or apple").into());
+        }
+    };
     let image = match image {
         Some(image) => image,
         None => {
@@ -91,7 +102,7 @@ fn new(image: Option<String>) -> Outcome {
             format!("oci:{}:latest", layout.display())
         }
     };
-    print(&config::template(&image, Host::current().os.hypervisor()))
+    print(&config::template(&image, hypervisor))
 }
 
 fn up(file: &Path) -> Outcome {
@@ -125,7 +136,10 @@ async fn run(config: &Config) -> Outcome {
     };
     let work_dir = std::env::current_dir()?;
     let daemon = Daemon::start(config, &work_dir, hypervisor).await?;
-    asked().await;
+    tokio::select! {
+        () = asked() => {}
+        () = daemon.asked_to_end() => {}
+    }
     info!("stopping; once more to switch everything off");
     daemon.stop(asked()).await;
     Ok(())

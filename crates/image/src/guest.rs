@@ -18,8 +18,8 @@ pub struct GuestLayouts {
 }
 
 /// Finds the default guest image for an architecture (`amd64`, `arm64`): where
-/// [`GUEST_DIR_VARIABLE`] says, or beside the running executable (in the build tree, or in
-/// `../share/slicer`), or in `/usr/share/slicer`.
+/// [`GUEST_DIR_VARIABLE`] says, or in `guest` beside the running executable, as `slicer install` puts
+/// it there, or near it (in the build tree, or in `../share/slicer`), or in `/usr/share/slicer`.
 pub fn find_guest(arch: &str) -> Result<GuestLayouts, ImageError> {
     let exe = std::env::current_exe().and_then(std::fs::canonicalize).ok();
     find(
@@ -39,8 +39,9 @@ fn find(
         // Somebody who says where it is does not want to be given another.
         candidates.extend([Path::new(dir).join(arch), PathBuf::from(dir)]);
     } else {
-        let dir = exe.and_then(Path::parent).and_then(Path::parent);
-        if let Some(dir) = dir {
+        let beside = exe.and_then(Path::parent);
+        candidates.extend(beside.map(|dir| dir.join("guest").join(arch)));
+        if let Some(dir) = beside.and_then(Path::parent) {
             candidates.push(dir.join("guest").join(arch));
             candidates.push(dir.join("share/slicer/guest").join(arch));
         }
@@ -94,6 +95,8 @@ mod tests {
         assert_eq!(find("amd64", None, Some(&exe)).unwrap(), shared);
         let built = install(&root.path().join("guest/amd64"));
         assert_eq!(find("amd64", None, Some(&exe)).unwrap(), built);
+        let installed = install(&root.path().join("release/guest/amd64"));
+        assert_eq!(find("amd64", None, Some(&exe)).unwrap(), installed);
         assert!(find("arm64", None, Some(&exe)).is_err());
     }
 

@@ -242,7 +242,7 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    fn open(layout: &Path, entry: &Descriptor) -> Result<Self, ImageError> {
+    pub(crate) fn open(layout: &Path, entry: &Descriptor) -> Result<Self, ImageError> {
         let digest = entry.digest();
         // The specification's other algorithms are in nobody's use; a valid digest of this one is
         // plain hexadecimal, so it can't lead out of the layout.
@@ -283,7 +283,7 @@ impl Blob {
     }
 
     /// Reads what is left and compares.
-    fn check(mut self) -> Result<(), ImageError> {
+    pub(crate) fn check(mut self) -> Result<(), ImageError> {
         io::copy(&mut self.file, &mut io::sink()).map_err(ImageError::io("read", &self.path))?;
         let found = match self.file.length.cmp(&self.size) {
             Ordering::Equal => {

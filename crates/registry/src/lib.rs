@@ -1,4 +1,4 @@
-//! Images from registries into the image cache.
+//! Images from registries into the image cache, and from OCI layouts to registries.
 //!
 //! Source: the OCI distribution specification 1.1, by way of oci-client. The image for one
 //! architecture is chosen from an index; its blobs are fetched side by side, resumed where an
@@ -7,12 +7,18 @@
 #![forbid(unsafe_code)]
 
 mod blob;
+mod bundle;
 mod credentials;
 mod error;
 mod manifest;
+mod push;
 mod retry;
 
+pub use bundle::{
+    BUNDLE_TYPE, Bundle, BundleError, BundleFile, EXECUTABLE, FILE_TYPE, Origin, TITLE, VERSION,
+};
 pub use error::PullError;
+pub use push::{PushError, Pushed, push};
 
 use bytes::Bytes;
 use error::Step;
@@ -103,7 +109,7 @@ pub async fn pull(
     let registry = reference.resolve_registry().to_owned();
     let credentials = credentials::of(&registry).await;
     let job = Arc::new(Job {
-        client: client(&registry, wanted.insecure),
+        client: client(&registry, wanted.insecure, Some(SILENCE)),
         insecure: wanted.insecure,
         step: Step {
             reference: reference.whole(),
@@ -290,7 +296,7 @@ fn platform(arch: &str) -> Result<Platform, oci_spec::OciSpecError> {
         .build()
 }
 
-fn client(registry: &str, insecure: bool) -> Client {
+fn client(registry: &str, insecure: bool, silence: Option<Duration>) -> Client {
     // An error says that there is one already, which will do.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let protocol = if insecure {
@@ -301,8 +307,10 @@ fn client(registry: &str, insecure: bool) -> Client {
     Client::new(ClientConfig {
         protocol,
         connect_timeout: Some(CONNECT_TIME),
-        read_timeout: Some(SILENCE),
+        read_timeout: silence,
         user_agent: USER_AGENT,
+        // One request a blob, from the disk: a chunk a request would be in memory whole.
+        use_monolithic_push: true,
         ..ClientConfig::default()
     })
 }

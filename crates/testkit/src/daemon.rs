@@ -138,6 +138,7 @@ fn kill(child: &mut Child) {
 #[derive(Debug)]
 pub struct TestDaemon {
     dir: PathBuf,
+    program: PathBuf,
     /// Absent for directories somebody else owns.
     _temp: Option<tempfile::TempDir>,
     child: Option<Child>,
@@ -153,6 +154,7 @@ impl TestDaemon {
         fs::write(dir.join("slicer-mac.yaml"), setup.yaml(&default_image())).unwrap();
         let mut this = Self {
             dir,
+            program: bin_dir().join("slicer-mac"),
             _temp: Some(temp),
             child: None,
             env: setup.env.clone(),
@@ -169,6 +171,7 @@ impl TestDaemon {
         fs::write(dir.join("slicer-mac.yaml"), printed_config()).unwrap();
         let mut this = Self {
             dir,
+            program: bin_dir().join("slicer-mac"),
             _temp: Some(temp),
             child: None,
             env: Vec::new(),
@@ -184,10 +187,25 @@ impl TestDaemon {
         Self::start_in(dir.to_owned(), setup)
     }
 
+    /// Starts the daemon that is installed in this directory, as it is there. The directory is left
+    /// as it is in the end.
+    pub fn start_installed(dir: &Path) -> Self {
+        let mut this = Self {
+            dir: dir.to_owned(),
+            program: dir.join("slicer-mac"),
+            _temp: None,
+            child: None,
+            env: Vec::new(),
+        };
+        this.launch();
+        this
+    }
+
     pub(crate) fn start_in(dir: PathBuf, setup: &Setup) -> Self {
         fs::write(dir.join("slicer-mac.yaml"), setup.yaml(&default_image())).unwrap();
         let mut this = Self {
             dir,
+            program: bin_dir().join("slicer-mac"),
             _temp: None,
             child: None,
             env: setup.env.clone(),
@@ -202,7 +220,7 @@ impl TestDaemon {
         let log = self.log_file();
         let begun = fs::metadata(&log).map_or(0, |m| m.len());
         let stderr = OpenOptions::new().create(true).append(true).open(&log);
-        let mut start = command(&self.dir, spawn::mortal(&bin_dir().join("slicer-mac")));
+        let mut start = command(&self.dir, spawn::mortal(&self.program));
         start
             .arg("up")
             .envs(self.env.iter().map(|(name, value)| (name, value)))

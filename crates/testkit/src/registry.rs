@@ -281,6 +281,52 @@ impl Proxy {
         }
     }
 
+    /// A way to the port of a registry on which connections that have carried `most` bytes there
+    /// are cut, so many times.
+    pub async fn cutting_uploads(to: u16, most: u64, times: u64) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let carried = Arc::new(AtomicU64::new(0));
+        let left = Arc::new(AtomicU64::new(times));
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let left = Arc::clone(&left);
+                connections.spawn(async move {
+                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)).await else {
+                        return;
+                    };
+                    let (mut from_client, mut to_client) = client.split();
+                    let (mut from_server, mut to_server) = server.split();
+                    let down = tokio::io::copy(&mut from_server, &mut to_client);
+                    let up = async {
+                        let mut first = (&mut from_client).take(most);
+                        let _ = tokio::io::copy(&mut first, &mut to_server).await;
+                        let one = |n: u64| n.checked_sub(1);
+                        let cut = first.limit() == 0
+                            && left
+                                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one)
+                                .is_ok();
+                        if !cut {
+                            let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+                            std::future::pending::<()>().await;
+                        }
+                    };
+                    tokio::select! {
+                        _ = down => {}
+                        () = up => {}
+                    }
+                });
+            }
+        });
+        Self {
+            port,
+            carried,
+            task,
+        }
+    }
+
     /// The full name of an image by this way.
     pub fn name(&self, image: &str) -> String {
         format!("127.0.0.1:{}/{image}", self.port)

@@ -111,7 +111,7 @@ pub(super) fn layer(dir: &Path) -> Result<PathBuf> {
 }
 
 /// Puts a finished directory in the place of another.
-pub(super) fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
+pub(crate) fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
     let old = new.path().with_extension("old");
     if dest.exists() {
         fs::rename(dest, &old).with_context(|| format!("cannot move {}", dest.display()))?;
@@ -149,7 +149,7 @@ fn sync_write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text

@@ -6,7 +6,7 @@
 
 mod apt;
 mod kernel;
-mod layout;
+pub(crate) mod layout;
 mod modules;
 mod rootfs;
 
@@ -277,7 +277,7 @@ fn say(line: &str) {
 
 /// Runs a program and returns what it printed; what it says on standard error is shown only when
 /// it fails.
-fn output(command: &mut Command) -> Result<Vec<u8>> {
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())

@@ -6,6 +6,7 @@ pub(crate) mod commit;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod delete;
+pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod exec;
 pub(crate) mod fork;
@@ -14,6 +15,7 @@ pub(crate) mod group;
 pub(crate) mod health;
 pub(crate) mod image;
 pub(crate) mod info;
+pub(crate) mod install;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pause;
@@ -26,6 +28,7 @@ pub(crate) mod shutdown;
 pub(crate) mod tag;
 pub(crate) mod top;
 pub(crate) mod up;
+pub(crate) mod update;
 pub(crate) mod version;
 pub(crate) mod vm;
 
@@ -50,8 +53,11 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Docker(c) => block_on(c.run(connection)),
+        Command::Disk(c) => block_on(c.run(connection)),
         Command::Image(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
+        Command::Install(c) => block_on(c.run()),
+        Command::Update(c) => block_on(c.run()),
         Command::Info(c) => block_on(c.run(connection)),
     }
 }

@@ -20,6 +20,7 @@ mod forward;
 mod fs;
 mod guest;
 mod images;
+mod install;
 mod lifecycle;
 mod limits;
 mod listen;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         entrypoint::trials(),
         disks::trials(),
         images::trials(),
+        install::trials(),
         listen::trials(),
         power::trials(),
         many::trials(),

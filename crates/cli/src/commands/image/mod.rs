@@ -3,6 +3,7 @@
 mod import;
 mod list;
 mod pull;
+mod push;
 mod remove;
 
 use crate::connection::Connection;
@@ -14,6 +15,7 @@ use clap::Subcommand;
 pub(crate) enum Image {
     #[command(visible_alias = "ls")]
     List(list::List),
+    Push(push::Push),
     Pull(pull::Pull),
     Import(import::Import),
     #[command(visible_aliases = ["rm", "delete"])]
@@ -25,6 +27,7 @@ impl Image {
     pub(crate) async fn run(self, connection: &Connection) -> Result<u8, CliError> {
         match self {
             Self::List(c) => c.run(connection).await,
+            Self::Push(c) => c.run().await,
             Self::Pull(c) => c.run(connection).await,
             Self::Import(c) => c.run(connection).await,
             Self::Remove(c) => c.run(connection).await,
