@@ -178,17 +178,26 @@ async fn relay(socket: Socket, target: Box<dyn Stream>) {
     let (mut sink, mut stream) = socket.split();
     let (mut from_target, mut to_target) = tokio::io::split(target);
     let inbound = async {
+        let mut closed = false;
         while let Some(Ok(message)) = stream.next().await {
             match message {
                 Message::Binary(bytes) => match to_target.write_all(&bytes).await {
                     Ok(()) => {}
                     Err(_) => break,
                 },
-                Message::Close(_) => break,
+                Message::Close(_) => {
+                    closed = true;
+                    break;
+                }
                 _ => {}
             }
         }
         let _ = to_target.shutdown().await;
+        if closed {
+            // The client waits for an answer to that, however long the target goes on. The socket
+            // has it ready, and sends it when it is asked for more.
+            let _ = tokio::time::timeout(DRAIN_TIME, stream.next()).await;
+        }
     };
     let outbound = async {
         let mut buffer = vec![0; MESSAGE];

@@ -31,6 +31,7 @@ mod server;
 mod stats;
 mod supervise;
 mod sys;
+mod trim;
 mod units;
 mod upgrade;
 mod userdata;

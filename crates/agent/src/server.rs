@@ -155,6 +155,11 @@ impl Agent {
             "/identity" if method == Method::POST => self.identify(request).await,
             "/requests" if method == Method::GET => return requests::handle(&self),
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
+            "/trim" if method == Method::POST && self.scope != Scope::Process => {
+                crate::trim::trim()
+                    .await
+                    .map(|trimmed| http::json(&trimmed))
+            }
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {

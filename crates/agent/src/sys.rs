@@ -152,6 +152,21 @@ pub(crate) fn resize_ext4(fs: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     check(unsafe { libc::ioctl(fs.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) })
 }
 
+/// Has the file system that a directory is of discard all blocks it doesn't use; gives their bytes.
+///
+/// # Errors
+/// `EOPNOTSUPP` or `ENOTTY` where it can't, else as the kernel reports.
+pub(crate) fn trim(directory: &std::fs::File) -> io::Result<u64> {
+    // _IOWR('X', 121, struct fstrim_range) of linux/fs.h, in the encoding all our architectures
+    // share.
+    const FITRIM: u64 = (3 << 30) | (24 << 16) | (0x58 << 8) | 121;
+    // Start, length and least length; the kernel puts into the length what it has trimmed.
+    let mut range = [0, u64::MAX, 0];
+    // SAFETY: the request reads and writes three u64, which outlive the call.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FITRIM as _, &raw mut range) })?;
+    Ok(range[1])
+}
+
 /// Sets an interface's address and prefix length. Setting what is set already changes nothing.
 ///
 /// # Errors

@@ -124,6 +124,18 @@ async fn the_target_sees_a_closed_websocket_as_the_end() {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_is_answered_while_the_target_goes_on() {
+    let host = Host::start().await;
+    let (listener, at) = listen().await;
+    let mut socket = host.websocket("/forward", &[(TARGET, &at)]).await;
+    // Neither reads nor ends.
+    let _target = within(listener.accept()).await.unwrap();
+    within(socket.close(None)).await.unwrap();
+    let answer = within(socket.next()).await;
+    assert!(matches!(answer, Some(Ok(Message::Close(_)))), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_target_that_cannot_be_reached_is_an_error() {
     let host = Host::start().await;
     let (listener, at) = listen().await;

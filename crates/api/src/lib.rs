@@ -8,6 +8,7 @@
 mod background;
 mod commit;
 mod cp;
+mod disk;
 mod duration;
 mod endpoint;
 mod error;
@@ -38,6 +39,7 @@ pub use cp::{
     SOURCE_NAME_HEADER, SOURCE_TYPE_HEADER, SourceType, TAR, UNPACKED_SIZE_HEADER, is_plain_name,
     permissions, place,
 };
+pub use disk::{Disk, DiskFormat, DiskOwner, Disks, SparsifiedDisk, Trimmed};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ApiError, ErrorBody};

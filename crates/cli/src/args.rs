@@ -1,9 +1,10 @@
 //! The command line as a whole. Each command's own flags are in its file.
 
 use crate::commands::{
-    bg::Bg, completion::Completion, cp::Cp, docker::Docker, exec::Exec, forward::Forward,
-    image::Image, info::Info, install::Install, list::List, logs::Logs, relaunch::Relaunch,
-    secret::Secret, shell::Shell, up::Up, update::Update, version::Version, vm::Vm,
+    bg::Bg, completion::Completion, cp::Cp, disk::Disk, docker::Docker, exec::Exec,
+    forward::Forward, image::Image, info::Info, install::Install, list::List, logs::Logs,
+    relaunch::Relaunch, secret::Secret, shell::Shell, up::Up, update::Update, version::Version,
+    vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Docker(Docker),
     #[command(subcommand)]
     Image(Image),
+    #[command(subcommand)]
+    Disk(Disk),
     Install(Install),
     Update(Update),
     Info(Info),

@@ -63,6 +63,8 @@ pub(crate) enum CliError {
     Usage(String),
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot write the output")]
     Output(#[source] io::Error),
     #[error("cannot print the answer as JSON")]

@@ -9,6 +9,7 @@ mod commits;
 mod conn;
 mod cp;
 mod discover;
+mod disks;
 mod error;
 mod exec;
 mod forward;
@@ -29,6 +30,7 @@ pub use cp::{Copied, CopyError, LocalFilter, Progress, Sending};
 pub use discover::{
     DEFAULT_AUTHORITY, DiscoverError, LOCAL_TOKEN_FILE, Token, TokenFlags, discover, find_token,
 };
+pub use disks::DiskStream;
 pub use error::ClientError;
 pub use exec::{ExecStream, MAX_LINE, Stdin, output_bytes};
 pub use images::PullStream;

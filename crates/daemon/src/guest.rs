@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use slicer_api::{
     ApiError, GuestRequest, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
-    StatsSnapshot,
+    StatsSnapshot, Trimmed,
 };
 use slicer_machine::{Machine, MachineError};
 use std::pin::Pin;
@@ -22,6 +22,8 @@ const MAX_ANSWER: usize = 1 << 20;
 pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(1);
 /// Whoever watches many VMs shall not wait for a busy one.
 const STATS_TIME: Duration = Duration::from_secs(2);
+/// How long a guest may take to tell which blocks it doesn't use: each free one is gone through.
+const TRIM_TIME: Duration = Duration::from_mins(5);
 pub(crate) const ASK_TIME: Duration = Duration::from_secs(10);
 /// An identity waits for the driver of the network card.
 const IDENTIFY_TIME: Duration = Duration::from_secs(90);
@@ -240,6 +242,12 @@ pub(crate) async fn health(machine: &dyn Machine) -> Result<Health, GuestError> 
 /// What the guest uses, in its own words.
 pub(crate) async fn stats(machine: &dyn Machine) -> Result<StatsSnapshot, GuestError> {
     let bytes = within(STATS_TIME, ask(machine, Method::GET, "/stats", Vec::new())).await?;
+    serde_json::from_slice(&bytes).map_err(|e| GuestError::Refused(StatusCode::OK, e.to_string()))
+}
+
+/// Has the guest tell its disks which blocks it doesn't use.
+pub(crate) async fn trim(machine: &dyn Machine) -> Result<Trimmed, GuestError> {
+    let bytes = within(TRIM_TIME, ask(machine, Method::POST, "/trim", Vec::new())).await?;
     serde_json::from_slice(&bytes).map_err(|e| GuestError::Refused(StatusCode::OK, e.to_string()))
 }
 

@@ -8,6 +8,7 @@ mod bases;
 mod commits;
 pub mod config;
 mod console;
+mod disks;
 mod error;
 mod files;
 mod fork;
@@ -66,12 +67,13 @@ impl Daemon {
             DaemonError::Unsupported(format!("no guests run on {} hosts", std::env::consts::ARCH))
         })?;
         let hypervisor = hypervisor(&work.state())?;
-        let listeners = server::bind(&config.api.listeners, &work).await?;
+        // Before the listeners: who has seen one of them may read the token's file.
         let token = if config.api.listeners.iter().any(|l| l.auth) {
             Some(token(config, &work)?)
         } else {
             None
         };
+        let listeners = server::bind(&config.api.listeners, &work).await?;
         let supervisor = Supervisor::start(config, work, hypervisor, arch).await?;
         let server = Server::new(supervisor.clone(), token);
         let (stop_serving, stop) = watch::channel(false);
@@ -84,6 +86,12 @@ impl Daemon {
             stop_serving,
             serving,
         })
+    }
+
+    /// Completes when a client of the API asks for the daemon's end. Whoever started the daemon is
+    /// to stop it then.
+    pub async fn asked_to_end(&self) {
+        self.supervisor.ending.notified().await;
     }
 
     /// Shuts down what is kept, deletes the rest, and stops serving. `hurry` completes when there

@@ -136,7 +136,10 @@ async fn run(config: &Config) -> Outcome {
     };
     let work_dir = std::env::current_dir()?;
     let daemon = Daemon::start(config, &work_dir, hypervisor).await?;
-    asked().await;
+    tokio::select! {
+        () = asked() => {}
+        () = daemon.asked_to_end() => {}
+    }
     info!("stopping; once more to switch everything off");
     daemon.stop(asked()).await;
     Ok(())

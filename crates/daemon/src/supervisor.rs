@@ -21,7 +21,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -78,6 +78,8 @@ pub(crate) struct Supervisor {
     pub(crate) metrics: Metrics,
     graceful: bool,
     stopping: AtomicBool,
+    /// Told when the API asks for the daemon's end.
+    pub(crate) ending: Notify,
     /// Held while a VM is given its friendly name, which must be nobody else's.
     naming: tokio::sync::Mutex<()>,
 }
@@ -127,6 +129,7 @@ impl Supervisor {
             metrics: Metrics::default(),
             graceful: config.graceful_shutdown,
             stopping: AtomicBool::new(false),
+            ending: Notify::new(),
             naming: tokio::sync::Mutex::default(),
         });
         this.recover().await?;

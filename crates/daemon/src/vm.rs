@@ -3,11 +3,12 @@
 
 mod commit;
 mod disk;
+mod export;
 mod handle;
 mod launch;
 
 pub(crate) use disk::{DiskGate, remove_files};
-pub(crate) use handle::{Phase, View, VmHandle};
+pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
@@ -23,7 +24,7 @@ use launch::{import_keys, launch};
 use slicer_api::{ApiError, Entrypoint, Identity, NetworkIdentity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -76,6 +77,7 @@ pub(crate) fn actor(
         retiring: None,
         relaunching: Vec::new(),
         gate: DiskGate::default(),
+        lease: Weak::new(),
     };
     (handle, vm.run(commands))
 }
@@ -97,6 +99,8 @@ struct Vm {
     /// Who waits for the VM to be off because it shall be started again.
     relaunching: Vec<Reply>,
     gate: DiskGate,
+    /// Who reads its disk while it is off or paused.
+    lease: Weak<()>,
 }
 
 /// What a VM's own tasks tell it.
@@ -208,7 +212,10 @@ impl Vm {
                 let _ = reply.send(done);
             }
             Command::Resume(reply) => {
-                let done = self.freeze(false).await;
+                let done = match self.check_unleased() {
+                    Ok(()) => self.freeze(false).await,
+                    refused => refused,
+                };
                 let _ = reply.send(done);
             }
             Command::Shutdown(action, reply) => {
@@ -218,6 +225,7 @@ impl Vm {
                         (Err(ApiError::conflict(text)), false)
                     }
                     Phase::Stopping => (Ok(()), false),
+                    Phase::Paused if self.is_leased() => (self.check_unleased(), false),
                     Phase::Launching | Phase::Running | Phase::Paused => {
                         (Ok(()), self.ask_to_stop(action, tasks).await)
                     }
@@ -227,6 +235,7 @@ impl Vm {
             }
             Command::Relaunch(reply) => {
                 let done = match self.phase() {
+                    Phase::Stopped(_) if self.is_leased() => self.check_unleased(),
                     Phase::Stopped(_) => {
                         self.set(Phase::Launching);
                         self.launch(tasks);
@@ -256,6 +265,9 @@ impl Vm {
             }
             Command::Commit(request, reply) => {
                 let _ = reply.send(self.commit(request).await);
+            }
+            Command::Export(format, reply) => {
+                let _ = reply.send(self.export(format).await);
             }
             Command::Retire { force, reply } => return self.retire(force, reply, tasks).await,
         }

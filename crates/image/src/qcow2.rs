@@ -11,16 +11,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-const MAGIC: &[u8; 4] = b"QFI\xfb";
-const CLUSTER_BITS: u32 = 16;
-const CLUSTER: u64 = 1 << CLUSTER_BITS;
-const HEADER_LENGTH: u32 = 104;
+pub(crate) const MAGIC: &[u8; 4] = b"QFI\xfb";
+pub(crate) const CLUSTER_BITS: u32 = 16;
+pub(crate) const CLUSTER: u64 = 1 << CLUSTER_BITS;
+pub(crate) const HEADER_LENGTH: u32 = 104;
 /// The header extension that names the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// The longest name of a backing file, bytes.
 pub(crate) const MAX_BACKING: usize = 1023;
 /// 2^4 bits per reference count.
-const REFCOUNT_ORDER: u32 = 4;
+pub(crate) const REFCOUNT_ORDER: u32 = 4;
 
 /// How the bytes of a file make a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

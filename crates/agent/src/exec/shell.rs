@@ -123,7 +123,10 @@ async fn serve(mut process: Process, pty: Pty, socket: Socket) {
         }
     };
     let Some(status) = status else {
-        hang_up(process, pty).await;
+        // A client that asked for the end learns that it has come, not that something broke.
+        let close = sink.send(Message::Close(Some(upgrade::normal_close())));
+        let close = tokio::time::timeout(FAREWELL_TIME, close);
+        let _ = tokio::join!(hang_up(process, pty), close);
         return;
     };
     let code = status.map_or(1, exit_code);

@@ -6,6 +6,7 @@ pub(crate) mod commit;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod delete;
+pub(crate) mod disk;
 pub(crate) mod docker;
 pub(crate) mod exec;
 pub(crate) mod fork;
@@ -52,6 +53,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
         Command::Docker(c) => block_on(c.run(connection)),
+        Command::Disk(c) => block_on(c.run(connection)),
         Command::Image(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
         Command::Install(c) => block_on(c.run()),

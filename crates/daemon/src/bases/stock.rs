@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Bytes of a block, as `stat` counts them.
 const BLOCK: u64 = 512;
 /// How many disks lie over each other at most.
-const MAX_CHAIN: usize = 64;
+const MAX_CHAIN: usize = 1024;
 
 /// A disk that reads from a base, itself or by way of others.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

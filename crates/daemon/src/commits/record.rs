@@ -52,7 +52,7 @@ impl CommitRecord {
     }
 
     /// Reads the record of this id.
-    pub(super) fn load(work: &WorkDir, id: &str) -> Result<Self, DaemonError> {
+    pub(crate) fn load(work: &WorkDir, id: &str) -> Result<Self, DaemonError> {
         let path = work.commit_record(id);
         let failed = |e| DaemonError::io("read", &path)(e);
         let text = fs::read(&path).map_err(failed)?;

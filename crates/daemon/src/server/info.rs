@@ -6,10 +6,11 @@ use crate::supervisor::Supervisor;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use hyper::HeaderMap;
 use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::{HeaderMap, StatusCode};
 use slicer_api::{Info, NodeStatus, go_arch, go_os};
 use std::sync::Arc;
+use tracing::info;
 
 pub(super) async fn info() -> Json<Info> {
     Json(Info {
@@ -52,4 +53,12 @@ pub(super) async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> Respon
     let text = supervisor.metrics.text(groups, vms, &host);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// Answers before the VMs are off, for the answer could not come after. Asking again hurries
+/// nothing: clients repeat requests.
+pub(super) async fn shutdown(State(supervisor): State<Arc<Supervisor>>) -> StatusCode {
+    info!("asked over the API to end");
+    supervisor.ending.notify_one();
+    StatusCode::ACCEPTED
 }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod commits;
+mod disks;
 mod images;
 mod info;
 mod listen;
@@ -43,6 +44,7 @@ impl Server {
             .route("/healthz", get(info::healthz))
             .route("/metrics", get(info::metrics))
             .route("/openapi.json", get(openapi::openapi))
+            .route("/daemon/shutdown", post(info::shutdown))
             .route("/hostgroup", get(nodes::groups))
             .route(
                 "/hostgroup/{group}/nodes",
@@ -62,6 +64,9 @@ impl Server {
             .route("/images/pull", post(images::pull))
             .route("/images/import", post(images::import))
             .route("/images/wipe", post(images::wipe))
+            .route("/disks", get(disks::list))
+            .route("/disks/{vm}/export", get(disks::export))
+            .route("/disks/{vm}/sparsify", post(disks::sparsify))
             .route("/vm/commits", get(commits::list))
             .route("/vm/commits/{id}", delete(commits::remove))
             .route("/vm/commits/{id}/fork", post(commits::fork))

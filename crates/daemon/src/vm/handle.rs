@@ -5,6 +5,7 @@ use crate::forwards::Mappings;
 use crate::guest;
 use crate::record::VmRecord;
 use slicer_api::{ApiError, CommitRequest, Node, NodeStatus, ShutdownAction, TagsChange};
+use slicer_image::{Export, FileFormat};
 use slicer_machine::Machine;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,6 +49,12 @@ impl View {
     }
 }
 
+/// As long as somebody has it, a VM that is off or paused stays so, and nothing writes to its disk.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskLease {
+    pub(super) _held: Arc<()>,
+}
+
 pub(super) type Reply = oneshot::Sender<Result<(), ApiError>>;
 
 /// What the actor is asked to do.
@@ -61,6 +68,11 @@ pub(super) enum Command {
     Commit(
         CommitRequest,
         oneshot::Sender<Result<CommitRecord, ApiError>>,
+    ),
+    /// The whole disk, in this format.
+    Export(
+        FileFormat,
+        oneshot::Sender<Result<(Export, DiskLease), ApiError>>,
     ),
     /// The daemon stops: shut down what is kept, delete the rest. `force` switches off at once.
     Retire {
@@ -104,6 +116,15 @@ impl VmHandle {
     pub(crate) async fn commit(&self, request: CommitRequest) -> Result<CommitRecord, ApiError> {
         let (tx, rx) = oneshot::channel();
         let sent = self.mailbox.send(Command::Commit(request, tx)).await;
+        sent.map_err(|_| self.gone())?;
+        rx.await.map_err(|_| self.gone())?
+    }
+
+    /// Its whole disk, in this format. It must be off or paused, and stays so as long as the lease
+    /// lives.
+    pub(crate) async fn export(&self, format: FileFormat) -> Result<(Export, DiskLease), ApiError> {
+        let (tx, rx) = oneshot::channel();
+        let sent = self.mailbox.send(Command::Export(format, tx)).await;
         sent.map_err(|_| self.gone())?;
         rx.await.map_err(|_| self.gone())?
     }

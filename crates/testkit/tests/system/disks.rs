@@ -5,10 +5,12 @@
 )]
 
 use crate::foreign::{busybox, persistent, root};
-use crate::lifecycle::sandbox;
+use crate::lifecycle::{check_disk, ready, sandbox};
 use crate::tests;
 use libtest_mimic::Trial;
-use slicer_testkit::{Image, LIMIT, Setup, TestDaemon, wait_until};
+use slicer_api::{CommitRequest, DiskFormat, NodeStatus, ShutdownAction};
+use slicer_client::Client;
+use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("disks": cheap_on_ext4, cheap_on_btrfs, cheap_on_xfs, what_is_deleted_is_given_back)
+    tests!("disks":
+        cheap_on_ext4,
+        cheap_on_btrfs,
+        cheap_on_xfs,
+        what_is_deleted_is_given_back,
+        whole_disks_are_exported,
+    )
 }
 
 const MIB: u64 = 1 << 20;
@@ -163,4 +171,157 @@ async fn what_is_deleted_is_given_back() {
     }
     drop(client);
     daemon.stop();
+}
+
+/// What a file in a raw disk says.
+fn in_disk(disk: &Path, file: &str) -> String {
+    let mut debugfs = Command::new("debugfs");
+    debugfs.args(["-R", &format!("cat {file}")]).arg(disk);
+    let path = "/usr/sbin:/sbin:/usr/bin:/bin";
+    let output = debugfs.env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn qemu_img(args: &[&str]) {
+    let output = Command::new("qemu-img").args(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+}
+
+async fn whole_disks_are_exported() {
+    let layout = tempfile::tempdir().unwrap();
+    let mut setup = Setup::sandboxes();
+    setup.image = Some(Image::default().layer(busybox()).write(layout.path()));
+    let daemon = TestDaemon::start(&setup);
+    let client = daemon.client();
+    let (thrown, kept) = tokio::join!(sandbox(&client), persistent(&client));
+    let at = |name: &str| daemon.dir().join(name);
+    let text = |name: &str| at(name).to_str().unwrap().to_owned();
+    sparsified(&daemon, &client, &kept).await;
+
+    // One that runs is not exported; one that is paused is, with what it had written.
+    root(&client, &thrown, "echo thrown > /root/said && sync").await;
+    let refused = daemon
+        .cli(&["disk", "export", &thrown, "--output", "no"])
+        .await;
+    assert!(
+        refused.stderr.contains("shut it down first, or pause it"),
+        "{refused:?}"
+    );
+    client.pause(&thrown).await.unwrap();
+    let export = ["disk", "export", &thrown, "-o", "thrown.qcow2", "--json"];
+    let saved = daemon.cli(&export).await.json();
+    assert_eq!(saved["format"], "qcow2");
+    assert!(saved["bytes"].as_u64().unwrap() < 64 * MIB, "{saved}");
+    qemu_img(&["check", "-q", "-f", "qcow2", &text("thrown.qcow2")]);
+    let (from, to) = (text("thrown.qcow2"), text("thrown.img"));
+    qemu_img(&["convert", "-f", "qcow2", "-O", "raw", &from, &to]);
+    assert_eq!(in_disk(&at("thrown.img"), "/root/said"), "thrown\n");
+
+    // As long as somebody reads it, its VM doesn't run on.
+    let mut stream = client.export_disk(&thrown, DiskFormat::Raw).await.unwrap();
+    assert_eq!(stream.length(), Some(15 << 30));
+    assert!(stream.next_piece().await.unwrap().is_some());
+    for e in [
+        client.resume(&thrown).await.unwrap_err(),
+        client
+            .shutdown(&thrown, ShutdownAction::Shutdown)
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(e.status(), Some(409));
+        assert!(e.to_string().contains("being exported"), "{e}");
+    }
+    drop(stream);
+    wait_until("its VM may run again", LIMIT, async || {
+        client.resume(&thrown).await.is_ok()
+    })
+    .await;
+    assert_eq!(root(&client, &thrown, "cat /root/said").await, "thrown");
+
+    // A disk that lies over a commit's, which was copied from the base.
+    root(&client, &kept, "echo first > /root/first").await;
+    off(&client, &kept).await;
+    client
+        .commit(&kept, &CommitRequest::default())
+        .await
+        .unwrap();
+    client.relaunch(&kept).await.unwrap();
+    ready(&client, &kept).await;
+    root(&client, &kept, "echo second > /root/second").await;
+    off(&client, &kept).await;
+    let export = [
+        "disk", "export", &kept, "--format", "raw", "--output", "kept.img",
+    ];
+    let said = daemon.cli(&export).await;
+    assert!(said.text().starts_with("kept.img: "), "{said:?}");
+    assert_eq!(fs::metadata(at("kept.img")).unwrap().len(), 15 << 30);
+    assert!(taken(&at("kept.img")) < 100 * MIB);
+    check_disk(&at("kept.img"));
+    for word in ["first", "second"] {
+        let file = format!("/root/{word}");
+        assert_eq!(in_disk(&at("kept.img"), &file), format!("{word}\n"));
+    }
+
+    let listed = daemon.cli(&["disk", "list", "--json"]).await.json();
+    let disks = listed["disks"].as_array().unwrap();
+    let kinds: Vec<_> = disks.iter().map(|d| d["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["vm", "vm", "commit", "base"]);
+    let of = |name: &str| disks.iter().find(|d| d["name"] == name).unwrap();
+    assert_eq!(of(&kept)["status"], "Stopped");
+    assert_eq!(of(&thrown)["status"], "Running");
+    assert_eq!(of(&thrown)["size_bytes"], 15_u64 << 30);
+    let table = daemon.cli(&["disk", "ls"]).await;
+    assert!(table.text().contains(&thrown), "{table:?}");
+
+    interrupted(&daemon, &kept).await;
+    drop(client);
+    daemon.stop();
+}
+
+/// What the guest deleted while it was not told to say so is given back when asked.
+async fn sparsified(daemon: &TestDaemon, client: &Client, vm: &str) {
+    let disk = daemon.dir().join(format!("{vm}.img"));
+    let write = "mount -o remount,nodiscard / && \
+                 dd if=/dev/urandom of=/big bs=1M count=64 2>/dev/null && sync && rm /big && sync";
+    root(client, vm, write).await;
+    let before = taken(&disk);
+    let said = daemon.cli(&["disk", "sparsify", vm, "--json"]).await.json();
+    let after = said["disk_bytes"].as_u64().unwrap();
+    assert!(after + 60 * MIB < before, "{said}");
+    assert!(said["disk_bytes_before"].as_u64().unwrap() > after + 60 * MIB);
+    assert!(said["trimmed_bytes"].as_u64().unwrap() >= 64 * MIB);
+    let off = daemon.cli(&["disk", "sparsify", "sbox-99"]).await;
+    assert!(off.stderr.contains("not found"), "{off:?}");
+}
+
+/// An export that is interrupted leaves nothing.
+async fn interrupted(daemon: &TestDaemon, vm: &str) {
+    let mut child = tokio::process::Command::new(bin_dir().join("slicer"))
+        .args(["disk", "export", vm, "--format", "raw", "-o", "late.img"])
+        .env("SLICER_URL", daemon.dir().join("slicer.sock"))
+        .current_dir(daemon.dir())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let begun = || {
+        let names = fs::read_dir(daemon.dir()).unwrap();
+        let mut names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.any(|name| name.starts_with(".slicer-export-"))
+    };
+    wait_until("the export has begun", LIMIT, async || begun()).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::INT).unwrap();
+    let ended = child.wait().await.unwrap();
+    assert_eq!(ended.code(), Some(130));
+    assert!(!begun());
+    assert!(!daemon.dir().join("late.img").exists());
+}
+
+async fn off(client: &Client, vm: &str) {
+    client.shutdown(vm, ShutdownAction::Shutdown).await.unwrap();
+    wait_until("it is off", BOOT, async || {
+        client.node(vm).await.unwrap().node.status == NodeStatus::Stopped
+    })
+    .await;
 }

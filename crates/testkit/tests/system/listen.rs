@@ -4,7 +4,7 @@ use crate::tests;
 use hyper::Method;
 use libtest_mimic::Trial;
 use slicer_api::Endpoint;
-use slicer_testkit::{RawClient, SBOX, Setup, TestDaemon, free_port, run_daemon, soon};
+use slicer_testkit::{BOOT, RawClient, SBOX, Setup, TestDaemon, free_port, run_daemon, soon};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -14,7 +14,8 @@ use std::time::Duration;
 
 pub(crate) fn trials() -> Vec<Trial> {
     tests!("listen": tcp_asks_for_the_token, a_generated_token, a_second_daemon, a_port_in_use,
-        configurations_that_cannot_be, an_image_that_is_not_there, a_full_disk)
+        configurations_that_cannot_be, an_image_that_is_not_there, a_full_disk,
+        an_end_asked_for)
 }
 
 fn tcp(port: u16) -> RawClient {
@@ -287,4 +288,25 @@ async fn a_full_disk() {
     let answer = daemon.raw().post("/hostgroup/sbox/nodes", "{}").await;
     assert_eq!(answer.status, 201, "{}", answer.text());
     daemon.stop();
+}
+
+async fn an_end_asked_for() {
+    let port = free_port();
+    let mut setup = Setup::sandboxes();
+    setup.api =
+        format!("    bind_address: 127.0.0.1\n    port: {port}\n    auth:\n      token: sesame\n");
+    let mut daemon = TestDaemon::start(&setup);
+    let made = daemon.raw().post("/hostgroup/sbox/nodes", "{}").await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    assert_eq!(tcp(port).post("/daemon/shutdown", "").await.status, 401);
+    assert_eq!(daemon.raw().get("/daemon/shutdown").await.status, 405);
+    let asked = daemon.raw().post("/daemon/shutdown", "").await;
+    assert_eq!((asked.status.as_u16(), asked.body.len()), (202, 0));
+    let status = daemon.wait_exit(BOOT);
+    assert!(status.success(), "the daemon ended with {status}");
+    assert!(
+        daemon.processes().is_empty(),
+        "processes survived the daemon"
+    );
+    assert!(!daemon.has_files_of("sbox-1"), "{:?}", daemon.files());
 }

@@ -124,6 +124,14 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        method: HttpMethod::Post,
+        path: "/daemon/shutdown",
+        id: "shutDownDaemon",
+        summary: "End the daemon, as SIGTERM does: answered before the VMs are off",
+        status: 202,
+        ..OP
+    },
+    Op {
         path: "/hostgroup",
         id: "listHostGroups",
         summary: "The host groups",
@@ -226,7 +234,7 @@ pub(super) const OPS: &[Op] = &[
         id: "importImage",
         summary: "Take an image from an OCI archive or what `docker save` writes",
         query: &[("reference", Text)],
-        body: Raw(&[TAR]),
+        body: Raw(&[BYTES, TAR]),
         answer: Json("ImportedImage"),
         errors: &[400, 408, 500, 507],
         ..OP
@@ -238,6 +246,32 @@ pub(super) const OPS: &[Op] = &[
         summary: "Remove all images that nobody uses",
         answer: Json("RemovedImages"),
         errors: &[409, 500],
+        ..OP
+    },
+    Op {
+        path: "/disks",
+        id: "listDisks",
+        summary: "The disks of VMs and commits, and the bases they were made of",
+        answer: Json("Disks"),
+        errors: &[500],
+        ..OP
+    },
+    Op {
+        path: "/disks/{vm}/export",
+        id: "exportDisk",
+        summary: "The whole disk of a VM that is off or paused",
+        query: &[("format", Word(&["qcow2", "raw"]))],
+        answer: Raw(&[BYTES]),
+        errors: &[400, 404, 409, 500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/disks/{vm}/sparsify",
+        id: "sparsifyDisk",
+        summary: "Give back to the host what a running VM's disk doesn't use",
+        answer: Json("SparsifiedDisk"),
+        errors: &[404, 409, 500, 502, 503, 504],
         ..OP
     },
     Op {
