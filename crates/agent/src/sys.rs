@@ -159,7 +159,7 @@ pub(crate) fn resize_ext4(fs: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
 pub(crate) fn trim(directory: &std::fs::File) -> io::Result<u64> {
     // _IOWR('X', 121, struct fstrim_range) of linux/fs.h, in the encoding all our architectures
     // share.
-    const FITRIM: u64 = (3 << 30) | (24 << 16) | (0x58 << 8) | 121;
+    const FITRIM: u64 = (3 << 30) | (24 << 16) | (0x58 << 8) | 0x79;
     // Start, length and least length; the kernel puts into the length what it has trimmed.
     let mut range = [0, u64::MAX, 0];
     // SAFETY: the request reads and writes three u64, which outlive the call.
