@@ -1,6 +1,6 @@
 //! Images with every hard case there is, built into ext4 and looked at with e2fsprogs.
 
-use crate::support::{Entry, Layer, debugfs, dumpe2fs, e2fsck, layout};
+use crate::support::{Entry, Layer, Small, debugfs, dumpe2fs, e2fsck, layout};
 use slicer_image::{ImageError, ImageRef, Limits, Progress, Resolved, base_is_current, build_base};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -419,6 +419,70 @@ fn archives_made_to_fill_disk_or_memory_are_refused() {
     );
     let error = refused(vec![headers], Limits::default());
     assert!(error.to_string().contains("headers"), "{error}");
+}
+
+#[test]
+fn devices_cost_what_files_cost() {
+    let limits = Limits {
+        max_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    // They have no bytes, but each takes an inode.
+    let mut many = Layer::new();
+    for i in 0..3000 {
+        many.device(&format!("d{i}"), EntryType::Char, (1, 3));
+    }
+    let error = refused(vec![many], limits);
+    assert!(
+        matches!(error, ImageError::TooLarge { unit: "bytes", .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("storage_size"), "{error}");
+    // One that says it is large is believed, and refused before anything is read.
+    let mut large = Layer::new();
+    large.add(
+        "d",
+        Entry {
+            kind: EntryType::Block,
+            device: (8, 0),
+            claimed: Some(1 << 40),
+            ..Entry::default()
+        },
+    );
+    let error = refused(vec![large], limits);
+    assert!(
+        matches!(error, ImageError::TooLarge { unit: "bytes", .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_full_disk_is_told_and_left_as_it_was() {
+    let Some(small) = Small::mount("6m") else {
+        eprintln!("not root: not tested");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut layer = Layer::new();
+    let noise: Vec<u8> = (0..8u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 | 1)
+        .collect();
+    layer.file("noise", &noise);
+    layout(dir.path(), vec![layer]);
+    let out = small.path().join("base.img");
+    let error = build(dir.path(), &out).unwrap_err();
+    let text = error.to_string();
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    assert!(text.contains("base.img"), "{text}");
+    assert!(cause.unwrap_or(text).contains("No space left"), "{error:?}");
+    assert_eq!(fs::read_dir(small.path()).unwrap().count(), 0);
+    // What is smaller has room again.
+    let other = tempfile::tempdir().unwrap();
+    let mut layer = Layer::new();
+    layer.file("little", &noise[..1 << 20]);
+    layout(other.path(), vec![layer]);
+    build(other.path(), &out).unwrap();
+    assert!(base_is_current(&out, &resolve(other.path()), SIZE));
 }
 
 #[test]

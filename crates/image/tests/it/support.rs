@@ -20,6 +20,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) link: &'a str,
     pub(crate) device: (u32, u32),
     pub(crate) pax: &'a [(&'a str, &'a [u8])],
+    /// The size that the header says, if it isn't that of the data.
+    pub(crate) claimed: Option<u64>,
 }
 
 impl Default for Entry<'_> {
@@ -32,6 +34,7 @@ impl Default for Entry<'_> {
             link: "",
             device: (0, 0),
             pax: &[],
+            claimed: None,
         }
     }
 }
@@ -55,7 +58,7 @@ impl Layer {
         header.set_uid(entry.owner.0);
         header.set_gid(entry.owner.1);
         header.set_mtime(1_700_000_000);
-        header.set_size(entry.data.len() as u64);
+        header.set_size(entry.claimed.unwrap_or(entry.data.len() as u64));
         header.set_device_major(entry.device.0).unwrap();
         header.set_device_minor(entry.device.1).unwrap();
         if entry.link.is_empty() {
@@ -239,4 +242,28 @@ fn tool(name: &str) -> Command {
             .find(|p| p.exists())
             .unwrap_or_else(|| name.into()),
     )
+}
+
+/// A small file system of its own, unmounted in the end.
+pub(crate) struct Small(tempfile::TempDir);
+
+impl Small {
+    /// None where this process may not mount.
+    pub(crate) fn mount(size: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        let mounted = mount.arg(dir.path()).status();
+        mounted.unwrap().success().then_some(Self(dir))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
 }
