@@ -6,6 +6,7 @@ mod disk;
 mod export;
 mod handle;
 mod launch;
+mod stall;
 
 pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
@@ -57,6 +58,7 @@ pub(crate) fn actor(
         ready: false,
         machine: None,
         tags: Arc::new(record.tags.clone()),
+        stalled: None,
         commit_id: record.commit_id.as_deref().map(Arc::from),
     });
     let handle = VmHandle {
@@ -110,6 +112,8 @@ enum Progress {
     Ready(Result<Attendant, String>),
     /// The guest's agent ended while its machine runs.
     Lost(Attendant),
+    /// The host may have room again for what the VM writes.
+    Room,
     /// A shutdown that was asked for took longer than this.
     Overdue(Duration),
 }
@@ -132,7 +136,7 @@ impl Vm {
             self.launch(&mut tasks);
         }
         loop {
-            let stopped = self.machine_stopped();
+            let (stopped, stalled) = (self.machine_stopped(), self.machine_stalled());
             tokio::select! {
                 command = commands.recv() => {
                     let Some(command) = command else { break };
@@ -148,6 +152,7 @@ impl Vm {
                         break;
                     }
                 }
+                why = stalled => self.stalled(&why, &mut tasks),
                 reason = stopped => {
                     tasks.shutdown().await;
                     if self.stopped(reason).await {
@@ -188,6 +193,9 @@ impl Vm {
     fn set(&self, phase: Phase) {
         self.view.send_modify(|v| {
             v.ready &= matches!(phase, Phase::Running | Phase::Paused);
+            if phase != Phase::Paused {
+                v.stalled = None;
+            }
             if matches!(phase, Phase::Stopped(_) | Phase::Gone(_)) {
                 v.machine = None;
             }
@@ -444,6 +452,7 @@ impl Vm {
                     return self.failed(&DaemonError::Internal("launching a VM")).await;
                 }
             }
+            Progress::Room => self.try_again(tasks).await,
             Progress::Overdue(time) => {
                 warn!("{name}: not off after {time:?}, switching it off");
                 if let Some(machine) = self.machine()

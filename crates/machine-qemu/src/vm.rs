@@ -125,7 +125,10 @@ impl QemuMachine {
             Err(_) => Err(MachineError::Command {
                 vm: self.name.clone(),
                 command: "query-status",
-                why: "QEMU did not report the new state".to_owned(),
+                why: match &*self.state.borrow() {
+                    MachineState::Stalled(why) => why.clone(),
+                    _ => "QEMU did not report the new state".to_owned(),
+                },
             }),
         }
     }
@@ -189,7 +192,19 @@ async fn watch_vm(
                 end(&mut child).await;
             }
             Some(event) = events.recv() => match event.name.as_str() {
-                "STOP" => { state.send_replace(MachineState::Paused); }
+                // QEMU stops the guest after this, and tells that, too.
+                "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                    state.send_replace(MachineState::Stalled(stall_reason(&event.data)));
+                }
+                "STOP" => {
+                    state.send_if_modified(|state| {
+                        let running = *state == MachineState::Running;
+                        if running {
+                            *state = MachineState::Paused;
+                        }
+                        running
+                    });
+                }
                 "RESUME" => { state.send_replace(MachineState::Running); }
                 "SHUTDOWN" => reason = Some(shutdown_reason(&event.data)),
                 "VSERPORT_CHANGE"
@@ -222,6 +237,15 @@ async fn watch_vm(
         )
     };
     state.send_replace(MachineState::Stopped(reason));
+}
+
+/// Why a write came to nothing.
+fn stall_reason(data: &Value) -> String {
+    if data["nospace"] == true {
+        return "the host has no room for what it writes to its disk".to_owned();
+    }
+    let why = data["reason"].as_str().unwrap_or("unknown");
+    format!("the host can't write to its disk: {why}")
 }
 
 fn shutdown_reason(data: &Value) -> StopReason {

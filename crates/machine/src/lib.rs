@@ -41,6 +41,9 @@ pub enum MachineState {
     Running,
     /// Its CPUs are frozen.
     Paused,
+    /// Its backend froze its CPUs, for this reason, in the midst of a write that the host can't take
+    /// now. Resumed, it tries again; nothing is lost meanwhile.
+    Stalled(String),
     /// It is gone, for this reason. Nothing follows.
     Stopped(StopReason),
 }

@@ -54,9 +54,10 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
     let name = &vm.record.hostname;
     let view = vm.view.borrow();
     match (&view.phase, &view.machine) {
-        (Phase::Paused, _) => Err(ApiError::conflict(format!(
-            "VM {name} is paused: resume it first"
-        ))),
+        (Phase::Paused, _) => Err(ApiError::conflict(match &view.stalled {
+            Some(why) => format!("VM {name} is paused, for {why}: free some, and it runs on"),
+            None => format!("VM {name} is paused: resume it first"),
+        })),
         (Phase::Stopped(_), _) => Err(ApiError::conflict(format!(
             "VM {name} is stopped: relaunch it first"
         ))),

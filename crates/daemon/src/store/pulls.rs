@@ -50,12 +50,18 @@ pub(crate) struct Pulls {
     stopping: CancellationToken,
 }
 
-/// Takes a pull off the list, whatever it ends by.
-struct Listed(Arc<Mutex<Running>>, Key);
+/// Takes a pull off the list, whatever it ends by, but not the one that came after it.
+struct Listed(Arc<Mutex<Running>>, Key, Arc<watch::Sender<PullState>>);
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        lock(&self.0).remove(&self.1);
+        let mut running = lock(&self.0);
+        if running
+            .get(&self.1)
+            .is_some_and(|pull| Arc::ptr_eq(pull, &self.2))
+        {
+            running.remove(&self.1);
+        }
     }
 }
 
@@ -104,7 +110,7 @@ impl Pulls {
         let state = Arc::new(state);
         running.insert(key.clone(), state.clone());
         drop(running);
-        let listed = Listed(self.running.clone(), key);
+        let listed = Listed(self.running.clone(), key, state.clone());
         let (cache, arch, stopping) = (self.cache.clone(), self.arch, self.stopping.clone());
         self.tasks.spawn(async move {
             let outcome = tokio::select! {

@@ -35,6 +35,8 @@ pub(crate) struct View {
     pub(crate) ready: bool,
     pub(crate) machine: Option<Arc<dyn Machine>>,
     pub(crate) tags: Arc<Vec<String>>,
+    /// Why it is paused, if nobody asked for that.
+    pub(crate) stalled: Option<Arc<str>>,
     /// The newest commit of its disk.
     pub(crate) commit_id: Option<Arc<str>>,
 }

@@ -8,7 +8,7 @@ use crate::foreign::{busybox, persistent, root};
 use crate::lifecycle::{check_disk, ready, sandbox};
 use crate::tests;
 use libtest_mimic::Trial;
-use slicer_api::{CommitRequest, DiskFormat, NodeStatus, ShutdownAction};
+use slicer_api::{CommitRequest, DiskFormat, ExecRequest, NodeStatus, ShutdownAction};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs::{self, File};
@@ -24,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         cheap_on_xfs,
         what_is_deleted_is_given_back,
         whole_disks_are_exported,
+        a_full_host_is_waited_for,
     )
 }
 
@@ -39,9 +40,13 @@ struct Mounted {
 impl Mounted {
     /// Makes and mounts one, unless this host can't mount: then says why.
     fn new(kind: &str) -> Option<Self> {
+        Self::of_size(kind, ROOM)
+    }
+
+    fn of_size(kind: &str, room: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        File::create(&image).unwrap().set_len(ROOM).unwrap();
+        File::create(&image).unwrap().set_len(room).unwrap();
         let path = "/usr/sbin:/sbin:/usr/bin:/bin";
         let mut make = Command::new(format!("mkfs.{kind}"));
         let made = make.arg("-q").arg(&image).env("PATH", path).output();
@@ -327,4 +332,56 @@ async fn off(client: &Client, vm: &str) {
         client.node(vm).await.unwrap().node.status == NodeStatus::Stopped
     })
     .await;
+}
+
+/// A write that the host has no room for is not lost: the VM waits, and goes on by itself.
+async fn a_full_host_is_waited_for() {
+    let Some(mounted) = Mounted::of_size("ext4", 400 * MIB) else {
+        return;
+    };
+    let layout = tempfile::tempdir().unwrap();
+    let mut setup = Setup::sandboxes();
+    setup.image = Some(Image::default().layer(busybox()).write(layout.path()));
+    let daemon = TestDaemon::start_at(&mounted.place(), &setup);
+    let client = daemon.client();
+    let vm = sandbox(&client).await;
+    // Nothing is left but what the VM has of its disk already.
+    let fill = mounted.place().join("fill");
+    let mut file = File::create(&fill).unwrap();
+    let full = std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    file.sync_all().unwrap();
+    let write = "dd if=/dev/urandom of=/big bs=1M count=40 2>/dev/null && sync && \
+                 sha256sum /big > /sum && sync && echo written";
+    let request = ExecRequest {
+        cmd: write.to_owned(),
+        shell: Some("/bin/sh".to_owned()),
+        uid: 0,
+        ..ExecRequest::default()
+    };
+    let writing = client.exec_buffered(&vm, &request);
+    let meanwhile = async {
+        wait_until("the VM waits", LIMIT, async || {
+            client.node(&vm).await.unwrap().node.status == NodeStatus::Paused
+        })
+        .await;
+        let e = client.health(&vm).await.unwrap_err();
+        assert_eq!(e.status(), Some(409));
+        assert!(e.to_string().contains("no room"), "{e}");
+        // Nobody else gets a disk, and is told why.
+        let refused = daemon.cli(&["vm", "launch", "sbox"]).await;
+        assert!(refused.stderr.contains("free some space"), "{refused:?}");
+        fs::remove_file(&fill).unwrap();
+    };
+    let (written, ()) = tokio::join!(writing, meanwhile);
+    assert_eq!(written.unwrap().exit_code, 0);
+    assert_eq!(
+        client.node(&vm).await.unwrap().node.status,
+        NodeStatus::Running
+    );
+    let check = "echo 3 > /proc/sys/vm/drop_caches && sha256sum -c /sum";
+    assert_eq!(root(&client, &vm, check).await, "/big: OK");
+    assert!(daemon.log().contains("runs on"));
+    drop(client);
+    daemon.stop();
 }

@@ -1,7 +1,7 @@
 //! `slicer disk export`.
 
 use crate::connection::Connection;
-use crate::error::{CliError, INTERRUPTED, TERMINATED};
+use crate::error::{CliError, TERMINATED};
 use crate::output;
 use bytes::Bytes;
 use clap::Args;
@@ -64,14 +64,10 @@ impl Export {
             bar.finish_and_clear();
             return Ok(0);
         }
-        let mut interrupted = signal(SignalKind::interrupt()).map_err(CliError::Terminal)?;
-        let mut terminated = signal(SignalKind::terminate()).map_err(CliError::Terminal)?;
         let mut hung_up = signal(SignalKind::hangup()).map_err(CliError::Terminal)?;
         let saved = tokio::select! {
             saved = save(stream, &self.output, &bar) => saved?,
             // What is unfinished goes.
-            _ = interrupted.recv() => return Ok(INTERRUPTED),
-            _ = terminated.recv() => return Ok(TERMINATED),
             _ = hung_up.recv() => return Ok(TERMINATED),
         };
         bar.finish_and_clear();
