@@ -26,9 +26,10 @@ impl Stop {
     pub fn stop(&self) {
         let mut state = self.state();
         state.stopped = true;
-        for pid in &state.running {
-            // Who has ended already is still unreaped, so this is nobody else.
-            let _ = kill_process(*pid, Signal::TERM);
+        // Who has ended already is still unreaped, so this is nobody else. mmdebstrap itself ignores
+        // this and relies on a terminal, which interrupts what it runs, too.
+        for pid in with_descendants(&state.running) {
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 
@@ -103,6 +104,29 @@ impl Stop {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Those processes, and all that they have begun, where there is a `/proc` to tell (proc(5)).
+fn with_descendants(of: &[Pid]) -> Vec<Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten();
+    let parents: Vec<(Pid, Pid)> = processes
+        .filter_map(|e| {
+            let path = e.ok()?.path();
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(path.join("stat")).ok()?;
+            // The name, in parentheses, may hold anything.
+            let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?;
+            Some((Pid::from_raw(pid)?, Pid::from_raw(parent.parse().ok()?)?))
+        })
+        .collect();
+    let mut all = of.to_vec();
+    let mut next = 0;
+    while let Some(parent) = all.get(next).copied() {
+        let children = parents.iter().filter(|(_, p)| *p == parent);
+        all.extend(children.map(|(pid, _)| *pid));
+        next += 1;
+    }
+    all
 }
 
 /// Fails when a program is missing that every build needs.
@@ -213,6 +237,7 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
     use std::time::{Duration, Instant};
 
     const AARCH64: &str = "enabled\ninterpreter /usr/libexec/qemu-binfmt/aarch64-binfmt-P\n\
@@ -239,13 +264,24 @@ mod tests {
         assert!(error.ends_with("\nwhy"), "{error}");
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_program_is_stopped_and_none_is_begun_after() {
         let stop = Stop::default();
         let other = stop.clone();
         let begun = Instant::now();
-        let run = std::thread::spawn(move || other.output(Command::new("sleep").arg("60")));
-        while stop.state().running.is_empty() {
+        let mut nested = Command::new("sh");
+        // As mmdebstrap: it ignores what ends what it runs.
+        nested.args(["-c", "trap '' TERM; (trap - TERM; exec sleep 60); exit 1"]);
+        let run = std::thread::spawn(move || other.output(&mut nested));
+        let is_asleep = || {
+            let all = with_descendants(&stop.state().running);
+            all.iter().any(|pid| {
+                let name = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+                name.is_ok_and(|name| name == "sleep\n")
+            })
+        };
+        while !is_asleep() {
             assert!(begun.elapsed() < Duration::from_secs(20), "it never ran");
             std::thread::sleep(Duration::from_millis(2));
         }
