@@ -4,16 +4,17 @@
 //! The same inputs give the same bytes: names are sorted, times are `SOURCE_DATE_EPOCH` or that of
 //! the last commit, owners are root. `slicer-registry` says what a bundle is.
 
-use crate::image::layout::{hex, replace};
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use slicer_recipe::replace;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 // As `crates/registry/src/bundle.rs` has them.
 const BUNDLE_TYPE: &str = "application/vnd.slicer.bundle.v1";
@@ -161,7 +162,7 @@ fn epoch(workspace: &Path) -> Result<u64> {
             let mut git = Command::new("git");
             git.args(["log", "-1", "--format=%ct"])
                 .current_dir(workspace);
-            String::from_utf8(crate::image::output(&mut git)?)?
+            String::from_utf8(output(&mut git)?)?
         }
     };
     let text = text.trim();
@@ -190,7 +191,7 @@ fn files(platform: &Platform, programs: &Path, workspace: &Path) -> Result<Files
     let mut new = Command::new(crate::programs()?.join("slicer-mac"));
     new.args(["new", "--image", &image])
         .args(["--hypervisor", platform.hypervisor]);
-    let config = crate::image::output(&mut new)?;
+    let config = output(&mut new)?;
     add("slicer-mac.yaml", Content::Bytes(config), false);
     for name in ["image", "kernel"] {
         let layout = workspace.join("target").join(&guest).join(name);
@@ -336,6 +337,28 @@ fn copy(from: &mut dyn Read, to: &mut dyn Write) -> Result<(String, u64)> {
         to.write_all(&piece[..n])?;
         size += n as u64;
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Runs a program and returns what it printed; what it says on standard error is shown only when
+/// it fails.
+fn output(command: &mut Command) -> Result<Vec<u8>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}; is it installed?"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} failed ({}):\n{}", output.status, said.trim_end());
+    }
+    Ok(output.stdout)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]

@@ -41,6 +41,12 @@ pub(crate) enum CliError {
     Push(#[from] PushError),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Recipe(#[from] slicer_recipe::RecipeError),
+    #[cfg(not(target_os = "linux"))]
+    #[error("{0} needs Linux: run it in a Linux VM")]
+    OnlyOnLinux(&'static str),
     #[error("cannot {action} {}", path.display())]
     File {
         action: &'static str,

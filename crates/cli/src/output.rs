@@ -47,6 +47,12 @@ pub(crate) fn note(text: &str) {
     say(CYAN, "Note", text);
 }
 
+/// Says on stderr how far something is, a line as it is.
+#[cfg(target_os = "linux")]
+pub(crate) fn progress(line: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{line}");
+}
+
 /// Says on stderr what may help.
 pub(crate) fn hint(text: &str) {
     say(CYAN, "Hint", text);

@@ -5,6 +5,7 @@ mod bg;
 mod cp;
 mod docker;
 mod exec;
+mod image;
 mod process;
 #[path = "../../../client/tests/support/mod.rs"]
 mod support;

@@ -1,5 +1,6 @@
 //! `slicer image`.
 
+mod build;
 mod import;
 mod list;
 mod pull;
@@ -15,6 +16,7 @@ use clap::Subcommand;
 pub(crate) enum Image {
     #[command(visible_alias = "ls")]
     List(list::List),
+    Build(build::Build),
     Push(push::Push),
     Pull(pull::Pull),
     Import(import::Import),
@@ -27,6 +29,7 @@ impl Image {
     pub(crate) async fn run(self, connection: &Connection) -> Result<u8, CliError> {
         match self {
             Self::List(c) => c.run(connection).await,
+            Self::Build(c) => c.run().await,
             Self::Push(c) => c.run().await,
             Self::Pull(c) => c.run(connection).await,
             Self::Import(c) => c.run(connection).await,

@@ -2,7 +2,9 @@
 //!
 //! Source: the OCI image specification 1.1 (image-layout.md, manifest.md, config.md).
 
-use anyhow::{Context, Result, bail};
+use crate::Result;
+use crate::error::{Context as _, RecipeError};
+use crate::program::Stop;
 use oci_spec::image::{ImageIndex, ImageManifest, MediaType};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -10,13 +12,14 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The tag of the image.
 const TAG: &str = "latest";
 /// The annotation of the index that tells what the image was made of.
 const INPUTS: &str = "slicer.inputs";
 /// Compression level: beyond it, time grows faster than the image shrinks.
-const LEVEL: i32 = 9;
+const LEVEL: &str = "-9";
 
 /// Sizes of a layer, bytes.
 pub(super) struct Info {
@@ -31,22 +34,31 @@ pub(super) fn write(
     dir: &Path,
     arch: &str,
     inputs: &str,
+    stop: &Stop,
     write: &mut dyn FnMut(&mut dyn Write) -> Result<()>,
 ) -> Result<Info> {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
 
     let part = blobs.join("layer");
-    let mut encoder = zstd::Encoder::new(Hashing::new(File::create(&part)?), LEVEL)?;
-    encoder.multithread(
-        std::thread::available_parallelism().map_or(1, |n| n.get().try_into().unwrap_or(1)),
-    )?;
-    let mut tar = Hashing::new(encoder);
-    write(&mut tar)?;
-    let unpacked = tar.length;
-    let (encoder, diff_id) = tar.finish();
-    let blob = encoder.finish()?;
-    let packed = blob.length;
+    let mut blob = Hashing::new(File::create(&part)?);
+    let (input, output) = io::pipe()?;
+    let mut tar = Hashing::new(output);
+    let (packed, written) = std::thread::scope(|threads| {
+        let packing = threads.spawn(|| {
+            let mut zstd = Command::new("zstd");
+            zstd.args([LEVEL, "-q", "-T0", "-c"]).stdin(input);
+            stop.run(&mut zstd, |mut packed| io::copy(&mut packed, &mut blob))
+        });
+        let written = write(&mut tar).map(|()| tar.length);
+        let (output, diff_id) = tar.finish();
+        drop(output);
+        (packing.join(), written.map(|unpacked| (unpacked, diff_id)))
+    });
+    // Whoever writes to a compressor that failed knows only that nobody reads any more.
+    let packed =
+        packed.map_err(|_| RecipeError::Unexpected("the compressor panicked".to_owned()))??;
+    let (unpacked, diff_id) = written?;
     let (file, digest) = blob.finish();
     file.sync_all()?;
     fs::rename(&part, blobs.join(&digest))?;
@@ -78,12 +90,45 @@ pub(super) fn write(
         "manifests": [entry],
         "annotations": { INPUTS: inputs },
     });
-    sync_write(&dir.join("index.json"), &serde_json::to_vec_pretty(&index)?)?;
+    write_index(dir, &index)?;
+    Ok(Info { unpacked, packed })
+}
+
+/// Writes the layout of the same image for several architectures into the empty directory `dir`. Its
+/// blobs are those of `layouts`, which are on the same filesystem, and take no room of their own.
+pub(super) fn combine(dir: &Path, layouts: &[PathBuf]) -> Result<()> {
+    let blobs = dir.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let mut manifests = Vec::new();
+    for layout in layouts {
+        let index = ImageIndex::from_file(layout.join("index.json"))?;
+        manifests.extend(index.manifests().iter().cloned());
+        for blob in fs::read_dir(layout.join("blobs/sha256"))? {
+            let blob = blob?;
+            let dest = blobs.join(blob.file_name());
+            if !dest.exists() {
+                fs::hard_link(blob.path(), &dest)
+                    .with_context(|| format!("cannot link {}", dest.display()))?;
+            }
+        }
+    }
+    write_index(
+        dir,
+        &json!({
+            "schemaVersion": 2,
+            "mediaType": MediaType::ImageIndex,
+            "manifests": manifests,
+        }),
+    )
+}
+
+fn write_index(dir: &Path, index: &Value) -> Result<()> {
+    sync_write(&dir.join("index.json"), &serde_json::to_vec_pretty(index)?)?;
     sync_write(
         &dir.join("oci-layout"),
         br#"{"imageLayoutVersion":"1.0.0"}"#,
     )?;
-    Ok(Info { unpacked, packed })
+    Ok(())
 }
 
 /// What the layout at `dir` was made of, when there is one.
@@ -106,12 +151,15 @@ pub(super) fn layer(dir: &Path) -> Result<PathBuf> {
     let manifest = ImageManifest::from_file(blobs.join(digest(dir)?))?;
     match manifest.layers().as_slice() {
         [layer] => Ok(blobs.join(layer.digest().digest())),
-        _ => bail!("{} should have one layer", dir.display()),
+        _ => Err(RecipeError::Unexpected(format!(
+            "{} should have one layer",
+            dir.display()
+        ))),
     }
 }
 
 /// Puts a finished directory in the place of another.
-pub(crate) fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
+pub fn replace(new: tempfile::TempDir, dest: &Path) -> Result<()> {
     let old = new.path().with_extension("old");
     if dest.exists() {
         fs::rename(dest, &old).with_context(|| format!("cannot move {}", dest.display()))?;
@@ -193,18 +241,54 @@ impl<W: Write> Write for Hashing<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use slicer_image::{ImageRef, Resolved};
+
+    fn layout(dir: &Path, arch: &str) {
+        let info = write(dir, arch, "abc", &Stop::default(), &mut |tar| {
+            Ok(tar.write_all(b"as if a tar")?)
+        });
+        assert_eq!(info.unwrap().unpacked, 11);
+    }
 
     #[test]
     fn a_layout_tells_its_inputs_and_where_its_layer_is() {
         let dir = tempfile::tempdir().unwrap();
-        let info = write(dir.path(), "amd64", "abc", &mut |tar| {
-            Ok(tar.write_all(b"as if a tar")?)
-        });
-        assert_eq!(info.unwrap().unpacked, 11);
+        layout(dir.path(), "amd64");
         assert_eq!(inputs_of(dir.path()).as_deref(), Some("abc"));
         let blob = File::open(layer(dir.path()).unwrap()).unwrap();
-        assert_eq!(zstd::decode_all(blob).unwrap(), b"as if a tar");
+        let mut plain = Vec::new();
+        let mut decoder = ruzstd::decoding::StreamingDecoder::new(blob).unwrap();
+        io::Read::read_to_end(&mut decoder, &mut plain).unwrap();
+        assert_eq!(plain, b"as if a tar");
         assert_eq!(digest(dir.path()).unwrap().len(), 64);
         assert!(layer(&dir.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_layout_of_two_architectures_has_the_image_of_each() {
+        let root = tempfile::tempdir().unwrap();
+        let parts = ["amd64", "arm64"].map(|arch| {
+            let dir = root.path().join(arch);
+            layout(&dir, arch);
+            dir
+        });
+        let both = root.path().join("both");
+        combine(&both, &parts).unwrap();
+        let reference = ImageRef::parse(&format!("oci:{}:{TAG}", both.display())).unwrap();
+        for (arch, part) in ["amd64", "arm64"].iter().zip(&parts) {
+            let found = Resolved::find(&reference, arch).unwrap();
+            let wanted = format!("sha256:{}", digest(part).unwrap());
+            assert_eq!(found.manifest_digest(), wanted);
+        }
+    }
+
+    #[test]
+    fn the_error_of_whoever_provides_the_layer_is_the_one_that_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = write(dir.path(), "amd64", "abc", &Stop::default(), &mut |_| {
+            Err(RecipeError::Unexpected("no root".to_owned()))
+        });
+        let error = done.err().map(|e| e.to_string());
+        assert_eq!(error.as_deref(), Some("no root"));
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Sources: modules.dep(5) and modules.softdep as depmod writes them.
 
-use super::Arch;
-use anyhow::{Context, Result, bail};
+use crate::Arch;
+use crate::Result;
+use crate::error::{Context as _, RecipeError};
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
@@ -145,7 +146,9 @@ impl Index {
             return Ok(Vec::new());
         }
         let Some((path, deps)) = self.modules.get(name) else {
-            bail!("this kernel has no module {name}");
+            return Err(RecipeError::Unexpected(format!(
+                "this kernel has no module {name}"
+            )));
         };
         // First, so that modules that softly depend on each other come to an end.
         done.insert(name.to_owned());

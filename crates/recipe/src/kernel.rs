@@ -1,64 +1,66 @@
 //! The kernel image: Debian's cloud kernel, made ready to boot directly, and all its modules.
 
 use super::apt::Apt;
-use super::{Build, modules, output, scratch_dir, step};
-use anyhow::{Context, Result, bail};
+use crate::error::{Context as _, RecipeError};
+use crate::{Build, Result, modules, program, scratch_dir};
+use ruzstd::decoding::StreamingDecoder;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 /// Writes the kernel image's layer: `boot/kernel`, `boot/config`, `boot/modules.load` and
 /// `lib/modules/VERSION/`.
-pub(super) fn build(build: &Build, tar: &mut dyn Write) -> Result<()> {
-    let scratch = scratch_dir(build)?;
-    let apt = step("fetch package lists", || {
-        Apt::new(&scratch.path().join("apt"), &build.sources, build.arch)
+pub(super) fn build(build: &Build<'_>, tar: &mut dyn Write) -> Result<()> {
+    let scratch = scratch_dir(&build.out)?;
+    let apt = build.step("fetch package lists", || {
+        Apt::new(
+            &scratch.path().join("apt"),
+            &build.sources,
+            build.arch,
+            build.stop,
+        )
     })?;
-    let deb = step("download the kernel", || {
+    let deb = build.step("download the kernel", || {
         apt.download(&apt.depends(&format!("linux-image-cloud-{}", build.arch))?)
     })?;
     let root = scratch.path().join("root");
-    step("unpack the kernel package", || unpack(&deb, &root))?;
-    step("extract the uncompressed kernel", || {
+    build.step("unpack the kernel package", || unpack(&deb, &root))?;
+    build.step("extract the uncompressed kernel", || {
         let file = fs::read(root.join("boot/vmlinuz"))?;
         let kernel = slicer_image::uncompressed_kernel(&file)?;
         fs::remove_file(root.join("boot/vmlinuz"))?;
         Ok(fs::write(root.join("boot/kernel"), kernel)?)
     })?;
-    step("resolve modules (depmod)", || {
+    build.step("resolve modules (depmod)", || {
         let version = version(&root)?;
-        output(Command::new(depmod()).arg("-b").arg(&root).arg(&version))?;
+        let depmod = program::depmod().unwrap_or("depmod");
+        build
+            .stop
+            .output(Command::new(depmod).arg("-b").arg(&root).arg(&version))?;
         let list = modules::wanted(build.arch).resolve(&modules::Index::read(
             &root.join("lib/modules").join(&version),
         )?)?;
         Ok(fs::write(root.join("boot/modules.load"), list)?)
     })?;
-    step("pack kernel and modules", || pack(&root, tar))
+    build.step("pack kernel and modules", || pack(&root, tar))
 }
 
 /// The kernel's version: the only directory in `lib/modules`.
 fn version(root: &Path) -> Result<String> {
     let mut names = fs::read_dir(root.join("lib/modules"))?
         .map(|e| e.map(|e| e.file_name()))
-        .collect::<std::io::Result<Vec<_>>>()?;
+        .collect::<io::Result<Vec<_>>>()?;
     match (
         names.pop().map(std::ffi::OsString::into_string),
         names.is_empty(),
     ) {
         (Some(Ok(name)), true) => Ok(name),
-        _ => bail!("the package should hold the modules of one kernel"),
+        _ => Err(RecipeError::Unexpected(
+            "the package should hold the modules of one kernel".to_owned(),
+        )),
     }
-}
-
-/// depmod, which Debian keeps out of the way of users who are not root.
-fn depmod() -> PathBuf {
-    ["/usr/sbin/depmod", "/sbin/depmod"]
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|p| p.exists())
-        .unwrap_or_else(|| "depmod".into())
 }
 
 /// Unpacks what is needed of a Debian package: an ar archive with a compressed tar in it (deb(5)).
@@ -68,13 +70,16 @@ fn unpack(deb: &Path, root: &Path) -> Result<()> {
         let entry = entry?;
         let data: Box<dyn Read> = match entry.header().identifier() {
             b"data.tar.xz" => Box::new(lzma_rust2::XzReader::new(entry, true)),
-            b"data.tar.zst" => Box::new(zstd::Decoder::new(entry)?),
+            b"data.tar.zst" => Box::new(StreamingDecoder::new(entry).map_err(io::Error::other)?),
             b"data.tar" => Box::new(entry),
             _ => continue,
         };
         return unpack_tar(data, root);
     }
-    bail!("{} has no data.tar that can be read", deb.display())
+    Err(RecipeError::Unexpected(format!(
+        "{} has no data.tar that can be read",
+        deb.display()
+    )))
 }
 
 fn unpack_tar(data: impl Read, root: &Path) -> Result<()> {
@@ -84,14 +89,17 @@ fn unpack_tar(data: impl Read, root: &Path) -> Result<()> {
         let path = entry.path()?.into_owned();
         if let Some(wanted) = destination(&path).filter(|_| entry.header().entry_type().is_file()) {
             let mut dest = root.join(wanted);
-            fs::create_dir_all(dest.parent().context("an entry without a directory")?)?;
+            fs::create_dir_all(
+                dest.parent()
+                    .with_context(|| "an entry without a directory")?,
+            )?;
             // From Debian 13 on modules are compressed, which the boot is not to wait for.
             if dest.extension().is_some_and(|e| e == "xz") {
                 dest.set_extension("");
                 let mut module = lzma_rust2::XzReader::new(&mut entry, true);
-                std::io::copy(&mut module, &mut File::create(&dest)?)?;
+                io::copy(&mut module, &mut File::create(&dest)?)?;
             } else {
-                std::io::copy(&mut entry, &mut File::create(&dest)?)?;
+                io::copy(&mut entry, &mut File::create(&dest)?)?;
             }
         }
     }
@@ -132,7 +140,7 @@ fn pack(root: &Path, tar: &mut dyn Write) -> Result<()> {
     let mut archive = tar::Builder::new(tar);
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
-        let name = path.strip_prefix(root)?;
+        let name = path.strip_prefix(root).unwrap_or(&path);
         let mut header = tar::Header::new_gnu();
         header.set_uid(0);
         header.set_gid(0);
@@ -140,7 +148,7 @@ fn pack(root: &Path, tar: &mut dyn Write) -> Result<()> {
         if path.is_dir() {
             let mut children = fs::read_dir(&path)?
                 .map(|e| e.map(|e| e.path()))
-                .collect::<std::io::Result<Vec<_>>>()?;
+                .collect::<io::Result<Vec<_>>>()?;
             children.sort();
             pending.extend(children.into_iter().rev());
             if name.as_os_str().is_empty() {
@@ -149,7 +157,7 @@ fn pack(root: &Path, tar: &mut dyn Write) -> Result<()> {
             header.set_entry_type(tar::EntryType::Directory);
             header.set_mode(0o755);
             header.set_size(0);
-            archive.append_data(&mut header, name, std::io::empty())?;
+            archive.append_data(&mut header, name, io::empty())?;
         } else {
             let file = File::open(&path)?;
             header.set_entry_type(tar::EntryType::Regular);

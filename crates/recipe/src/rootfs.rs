@@ -1,19 +1,20 @@
 //! The root filesystem: Debian by mmdebstrap, or another recipe's root with more packages; then the
 //! recipe's `customize.sh`.
 
-use super::{Build, Recipe, layout, say_step, scratch_dir};
-use anyhow::{Context, Result, bail};
+use crate::error::Context as _;
+use crate::{Build, Recipe, Result, layout, program, scratch_dir};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Writes the root filesystem of a recipe, whose base has been built, as a tar archive.
-pub(super) fn build(build: &Build, recipe: Recipe, tar: &mut dyn Write) -> Result<()> {
+pub(super) fn build(build: &Build<'_>, recipe: Recipe, tar: &mut dyn Write) -> Result<()> {
+    program::check_runs(build.arch)?;
     let started = Instant::now();
-    let scratch = scratch_dir(build)?;
+    let scratch = scratch_dir(&build.out)?;
     let sources = build.sources.write(scratch.path())?;
-    let dir = recipe.dir(&build.guest);
+    let dir = recipe.dir(build.guest);
     let packages = listed(&dir.join("packages.txt"))?;
     let mut command = Command::new("mmdebstrap");
     command
@@ -45,45 +46,21 @@ pub(super) fn build(build: &Build, recipe: Recipe, tar: &mut dyn Write) -> Resul
         ))
         .args([&build.sources.suite, "-"])
         .arg(sources)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .context("cannot run mmdebstrap; is it installed?")?;
-    let mut stderr = child
-        .stderr
-        .take()
-        .context("mmdebstrap has no standard error")?;
-    let mut stdout = child
-        .stdout
-        .take()
-        .context("mmdebstrap has no standard output")?;
-    let said = std::thread::spawn(move || {
-        let mut said = String::new();
-        let _ = stderr.read_to_string(&mut said);
-        said
-    });
-    // The first byte comes when the root is complete.
-    let mut first = [0];
-    let copied = stdout.read_exact(&mut first).and_then(|()| {
-        say_step(
+        .stdin(Stdio::null());
+    build.stop.run(&mut command, |mut stdout| {
+        // The first byte comes when the root is complete.
+        let mut first = [0];
+        stdout.read_exact(&mut first)?;
+        build.say_step(
             "install Debian and customize it (mmdebstrap)",
             started.elapsed(),
         );
         let packing = Instant::now();
         tar.write_all(&first)?;
         io::copy(&mut stdout, tar)?;
-        say_step("pack the root filesystem", packing.elapsed());
+        build.say_step("pack the root filesystem", packing.elapsed());
         Ok(())
-    });
-    drop(stdout);
-    let status = child.wait()?;
-    let said = said.join().unwrap_or_default();
-    if !status.success() {
-        bail!("mmdebstrap failed ({status}):\n{}", said.trim_end());
-    }
-    copied.context("cannot pack the root filesystem")
+    })
 }
 
 /// The hooks that begin with the root of a layer and install packages in it, as mmdebstrap's manual

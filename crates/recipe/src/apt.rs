@@ -1,7 +1,8 @@
 //! The Debian archive, through apt, without touching this machine's own package state.
 
-use super::{Arch, output};
-use anyhow::{Context, Result, bail};
+use crate::error::{Context as _, RecipeError};
+use crate::program::Stop;
+use crate::{Arch, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,11 +79,12 @@ pub(super) struct Apt {
     dir: PathBuf,
     arch: Arch,
     options: Vec<String>,
+    stop: Stop,
 }
 
 impl Apt {
     /// Sets one up in `dir` and fetches the package lists.
-    pub(super) fn new(dir: &Path, sources: &Sources, arch: Arch) -> Result<Self> {
+    pub(super) fn new(dir: &Path, sources: &Sources, arch: Arch, stop: &Stop) -> Result<Self> {
         for sub in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(dir.join(sub))?;
         }
@@ -107,27 +109,34 @@ impl Apt {
                 .into_iter()
                 .flat_map(|o| ["-o".to_owned(), o])
                 .collect(),
+            stop: stop.clone(),
         };
-        output(apt.command("apt-get").args(["-qq", "update"]))?;
+        apt.stop
+            .output(apt.command("apt-get").args(["-qq", "update"]))?;
         Ok(apt)
     }
 
     /// The package that `package`, which has no content of its own, stands for.
     pub(super) fn depends(&self, package: &str) -> Result<String> {
-        let text = output(self.command("apt-cache").args(["depends", package]))?;
+        let text = self
+            .stop
+            .output(self.command("apt-cache").args(["depends", package]))?;
         let text = String::from_utf8_lossy(&text);
         let found = text
             .lines()
             .find_map(|l| l.trim().strip_prefix("Depends: "));
         match found {
             Some(name) => Ok(name.trim().to_owned()),
-            None => bail!("package {package} for {} depends on nothing", self.arch),
+            None => Err(RecipeError::Unexpected(format!(
+                "package {package} for {} depends on nothing",
+                self.arch
+            ))),
         }
     }
 
     /// Downloads a package, checked against the archive's signature, and returns its file.
     pub(super) fn download(&self, package: &str) -> Result<PathBuf> {
-        output(
+        self.stop.output(
             self.command("apt-get")
                 .args(["-qq", "download", package])
                 .current_dir(&self.dir),

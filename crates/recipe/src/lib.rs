@@ -1,59 +1,39 @@
-//! `cargo xtask image`: a guest image and its kernel, as two OCI layouts.
+//! The guest images and their kernel, as OCI layouts, made of the Debian archive that this
+//! machine's own apt uses.
 //!
-//! Everything comes from the Debian archive that this machine's own apt uses. Only mmdebstrap, apt
-//! and depmod are called; the rest is done here. Results appear under their names complete or not
-//! at all, and what is up to date is left alone.
+//! Only mmdebstrap, apt, depmod and zstd are called; the rest is done here. Results appear under
+//! their names complete or not at all, and what is up to date is left alone.
+#![forbid(unsafe_code)]
 
 mod apt;
+mod error;
+mod files;
 mod kernel;
-pub(crate) mod layout;
+mod layout;
 mod modules;
+mod program;
 mod rootfs;
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum as _;
+pub use error::RecipeError;
+pub use layout::replace;
+pub use program::Stop;
+
+use error::Context as _;
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Goes up when the same inputs should give another image.
 const REVISION: u32 = 2;
 
-/// What `cargo xtask image` takes.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Architecture of the guest
-    #[arg(long, value_enum, default_value_t = Arch::host())]
-    arch: Arch,
-    /// Directory of the results [default: target/guest/ARCH]
-    #[arg(long)]
-    out: Option<PathBuf>,
-    /// Build even when nothing has changed
-    #[arg(long)]
-    force: bool,
-    /// What the image is for
-    #[arg(long, value_enum, default_value_t = Recipe::Default)]
-    recipe: Recipe,
-}
-
-impl Default for Args {
-    fn default() -> Self {
-        Self {
-            arch: Arch::host(),
-            out: None,
-            force: false,
-            recipe: Recipe::Default,
-        }
-    }
-}
+type Result<T> = std::result::Result<T, RecipeError>;
 
 /// What goes into a root filesystem.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Recipe {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipe {
     /// What every sandbox needs: `guest/`, as the layout `image`.
     Default,
     /// That and Docker: `guest/docker/`, as the layout `docker`.
@@ -63,6 +43,8 @@ enum Recipe {
 }
 
 impl Recipe {
+    const ALL: [Self; 3] = [Self::Default, Self::Docker, Self::Minimal];
+
     /// The name of its layout.
     fn layout(self) -> &'static str {
         match self {
@@ -92,7 +74,7 @@ impl Recipe {
     /// Whether this path below `guest/` is a part of it or of its base.
     fn includes(self, path: &Path) -> bool {
         let part = |r: &&Self| **r != Self::Default && path.starts_with(r.dir(Path::new("")));
-        match Self::value_variants().iter().find(part) {
+        match Self::ALL.iter().find(part) {
             Some(owner) => *owner == self,
             None => true,
         }
@@ -100,14 +82,17 @@ impl Recipe {
 }
 
 /// A guest's architecture, by Debian's name.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Arch {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// 64-bit x86.
     Amd64,
+    /// 64-bit Arm.
     Arm64,
 }
 
 impl Arch {
-    fn host() -> Self {
+    /// That of this program, and so of this machine.
+    pub fn host() -> Self {
         if cfg!(target_arch = "aarch64") {
             Self::Arm64
         } else {
@@ -125,43 +110,95 @@ impl fmt::Display for Arch {
     }
 }
 
+/// What is to be built.
+pub struct Order<'a> {
+    /// For guests of this architecture.
+    pub arch: Arch,
+    /// The image.
+    pub recipe: Recipe,
+    /// The directory that gets the layouts, the image's and that of `kernel`.
+    pub out: &'a Path,
+    /// Build even when nothing has changed.
+    pub force: bool,
+    /// Told what is done, a line at a time.
+    pub say: &'a dyn Fn(&str),
+    /// Ends the build early.
+    pub stop: &'a Stop,
+}
+
+/// The layouts of an image and its kernel; the tag in both is `latest`.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The root filesystem.
+    pub image: Made,
+    /// The kernel and its modules.
+    pub kernel: Made,
+}
+
+/// A layout that is up to date.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Whether it was made now; else it was up to date.
+    pub is_new: bool,
+}
+
 /// What every step of a build needs to know.
-struct Build {
+struct Build<'a> {
     arch: Arch,
     /// Where scratch directories and results go: one filesystem.
     out: PathBuf,
     /// The directory of recipes: `guest/`.
-    guest: PathBuf,
+    guest: &'a Path,
     sources: apt::Sources,
+    say: &'a dyn Fn(&str),
+    stop: &'a Stop,
 }
 
 /// Builds what is missing or out of date.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let workspace = crate::workspace()?;
-    let out = match &args.out {
-        Some(out) => out.clone(),
-        None => workspace.join("target/guest").join(args.arch.to_string()),
-    };
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+pub fn build(order: &Order<'_>) -> Result<Built> {
+    let guest = files::write().with_context(|| "cannot write the recipes")?;
     let build = Build {
-        arch: args.arch,
-        out: out.canonicalize()?,
-        guest: workspace.join("guest"),
+        arch: order.arch,
+        out: directory(order.out)?,
+        guest: guest.path(),
         sources: apt::Sources::of_host()?,
+        say: order.say,
+        stop: order.stop,
     };
-    make_recipe(&build, args.recipe, args.force)?;
+    let image = make_recipe(&build, order.recipe, order.force)?;
     let module_list = modules::wanted(build.arch).describe();
-    make(
+    let kernel = make(
         &build,
         "kernel",
         &inputs(&build, "kernel", module_list.as_bytes()),
-        args.force,
+        order.force,
         &|tar| kernel::build(&build, tar),
-    )
+    )?;
+    Ok(Built { image, kernel })
+}
+
+/// Puts the same image for several architectures into one layout, named as each of them is, in
+/// `out`: the filesystem they are on.
+pub fn combine(recipe: Recipe, images: &[Made], out: &Path) -> Result<PathBuf> {
+    let out = directory(out)?;
+    let scratch = scratch_dir(&out)?;
+    let layouts: Vec<_> = images.iter().map(|i| i.path.clone()).collect();
+    layout::combine(scratch.path(), &layouts)?;
+    let dest = out.join(recipe.layout());
+    replace(scratch, &dest)?;
+    Ok(dest)
+}
+
+fn directory(path: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(path)
+        .and_then(|()| path.canonicalize())
+        .with_context(|| format!("cannot create {}", path.display()))
 }
 
 /// What a result is made of, in short.
-fn inputs(build: &Build, what: &str, recipe: &[u8]) -> String {
+fn inputs(build: &Build<'_>, what: &str, recipe: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(format!(
         "{what} {REVISION} {}\n{}",
@@ -172,8 +209,8 @@ fn inputs(build: &Build, what: &str, recipe: &[u8]) -> String {
 }
 
 /// Builds a recipe's layout, and before it that of its base, where they are out of date.
-fn make_recipe(build: &Build, recipe: Recipe, force: bool) -> Result<()> {
-    let mut made_of = digest_tree(&build.guest, |path| recipe.includes(path))?;
+fn make_recipe(build: &Build<'_>, recipe: Recipe, force: bool) -> Result<Made> {
+    let mut made_of = digest_tree(build.guest, |path| recipe.includes(path))?;
     if let Some(base) = recipe.base() {
         make_recipe(build, base, false)?;
         made_of.extend(layout::digest(&build.out.join(base.layout()))?.into_bytes());
@@ -187,47 +224,53 @@ fn make_recipe(build: &Build, recipe: Recipe, force: bool) -> Result<()> {
 
 /// Builds the layout `name` unless the one that is there was made of the same inputs.
 fn make(
-    build: &Build,
+    build: &Build<'_>,
     name: &str,
     inputs: &str,
     force: bool,
     write: &dyn Fn(&mut dyn Write) -> Result<()>,
-) -> Result<()> {
-    let dest = build.out.join(name);
-    if !force && layout::inputs_of(&dest).as_deref() == Some(inputs) {
-        say(&format!(
+) -> Result<Made> {
+    let path = build.out.join(name);
+    if !force && layout::inputs_of(&path).as_deref() == Some(inputs) {
+        (build.say)(&format!(
             "{name} for {}: up to date ({})",
             build.arch,
-            dest.display()
+            path.display()
         ));
-        return Ok(());
+        return Ok(Made {
+            path,
+            is_new: false,
+        });
     }
+    program::check()?;
     let started = Instant::now();
-    let scratch = scratch_dir(build)?;
+    let scratch = scratch_dir(&build.out)?;
     let info = layout::write(
         scratch.path(),
         &build.arch.to_string(),
         inputs,
+        build.stop,
         &mut |tar| write(tar),
     )?;
-    layout::replace(scratch, &dest)?;
-    say(&format!(
+    build.stop.check()?;
+    replace(scratch, &path)?;
+    (build.say)(&format!(
         "{name} for {}: {:.0} MB, {:.0} MB compressed, {:.1} s ({})",
         build.arch,
         megabytes(info.unpacked),
         megabytes(info.packed),
         started.elapsed().as_secs_f64(),
-        dest.display()
+        path.display()
     ));
-    Ok(())
+    Ok(Made { path, is_new: true })
 }
 
-/// A directory beside the results that goes away by itself.
-fn scratch_dir(build: &Build) -> Result<tempfile::TempDir> {
+/// A directory beside the results, which are in `out`, that goes away by itself.
+fn scratch_dir(out: &Path) -> Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix(".build-")
-        .tempdir_in(&build.out)
-        .with_context(|| format!("cannot create a directory in {}", build.out.display()))
+        .tempdir_in(out)
+        .with_context(|| format!("cannot create a directory in {}", out.display()))
 }
 
 /// Digest of file names, kinds, and contents of what counts in a directory.
@@ -235,7 +278,7 @@ fn digest_tree(dir: &Path, counts: impl Fn(&Path) -> bool) -> Result<Vec<u8>> {
     let mut hash = Sha256::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(path) = pending.pop() {
-        let relative = path.strip_prefix(dir)?;
+        let relative = path.strip_prefix(dir).unwrap_or(&path);
         if !counts(relative) {
             continue;
         }
@@ -258,36 +301,19 @@ fn digest_tree(dir: &Path, counts: impl Fn(&Path) -> bool) -> Result<Vec<u8>> {
     Ok(hash.finalize().to_vec())
 }
 
-/// Does one step and says how long it took.
-fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let started = Instant::now();
-    let result = work().with_context(|| format!("cannot {what}"))?;
-    say_step(what, started.elapsed());
-    Ok(result)
-}
-
-fn say_step(what: &str, took: Duration) {
-    say(&format!("  {:>6.1} s  {what}", took.as_secs_f64()));
-}
-
-/// Writes a line for the person who watches; when nobody can, that is no reason to stop.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Runs a program and returns what it printed; what it says on standard error is shown only when
-/// it fails.
-pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {name}; is it installed?"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{name} failed ({}):\n{}", output.status, said.trim_end());
+impl Build<'_> {
+    /// Does one step and says how long it took.
+    fn step<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.stop.check()?;
+        let started = Instant::now();
+        let result = work().with_context(|| format!("cannot {what}"))?;
+        self.say_step(what, started.elapsed());
+        Ok(result)
     }
-    Ok(output.stdout)
+
+    fn say_step(&self, what: &str, took: Duration) {
+        (self.say)(&format!("  {:>6.1} s  {what}", took.as_secs_f64()));
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
