@@ -99,7 +99,8 @@ async fn pass(url: &str, config: &str) -> Answered {
     let status = tokio::time::timeout(PASS, run.wait()).await;
     let said = fs::read_to_string(log).unwrap();
     let status = status.unwrap_or_else(|_| panic!("schemathesis does not end:\n{said}"));
-    assert!(status.unwrap().success(), "schemathesis says:\n{said}");
+    let status = status.unwrap();
+    assert!(status.success(), "schemathesis ({status}) says:\n{said}");
     answered(&report)
 }
 
