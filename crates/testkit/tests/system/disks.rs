@@ -351,6 +351,8 @@ async fn a_full_host_is_waited_for() {
     let full = std::io::copy(&mut std::io::repeat(7), &mut file).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     file.sync_all().unwrap();
+    // Open, it would keep its room when it is removed.
+    drop(file);
     let write = "dd if=/dev/urandom of=/big bs=1M count=40 2>/dev/null && sync && \
                  sha256sum /big > /sum && sync && echo written";
     let request = ExecRequest {
