@@ -7,6 +7,7 @@ use slicer_registry::{Progress, PullError, Wanted, Watcher, pull};
 use slicer_testkit::{Layer, Proxy, Registry};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What was told of a pull.
 #[derive(Default)]
@@ -262,7 +263,17 @@ async fn a_full_disk_leaves_a_cache_that_can_be_used() {
     assert!(cache.find(&big, "amd64").unwrap().is_none());
     // What is left over is nobody's, and goes when it is asked to.
     assert!(cache.unnamed_bytes().unwrap() > 1 << 20);
-    let freed = cache.collect(&Garbage::All).unwrap().unwrap();
+    // What was under way when the pull failed may still be ending.
+    let collected = async {
+        loop {
+            match cache.collect(&Garbage::All).unwrap() {
+                Some(freed) => break freed,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let freed = tokio::time::timeout(Duration::from_mins(1), collected).await;
+    let freed = freed.unwrap();
     assert!(freed > 1 << 20, "{freed}");
     assert_eq!(leftovers(small.0.path()), 0);
     let name = registry.name("a/small:1");
