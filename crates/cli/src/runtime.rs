@@ -1,11 +1,10 @@
-//! Runs a command's future to its end, or until the process is asked to end.
+//! Runs a command's future to its end, or to the user's interrupt.
 
-use crate::error::{CliError, INTERRUPTED, TERMINATED};
+use crate::error::{CliError, INTERRUPTED};
 use std::future::Future;
-use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs on this thread. On SIGINT and SIGTERM the future is dropped, which closes its connections and
-/// so cancels whatever the daemon does for it, and removes what is unfinished.
+/// Runs on this thread. On SIGINT the future is dropped, which closes its connections and so
+/// cancels whatever the daemon does for it.
 pub(crate) fn block_on(
     command: impl Future<Output = Result<u8, CliError>>,
 ) -> Result<u8, CliError> {
@@ -14,11 +13,9 @@ pub(crate) fn block_on(
         .build()
         .map_err(CliError::Runtime)?;
     let code = runtime.block_on(async {
-        let mut terminated = signal(SignalKind::terminate()).map_err(CliError::Terminal)?;
         tokio::select! {
             code = command => code,
             Ok(()) = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
-            _ = terminated.recv() => Ok(TERMINATED),
         }
     });
     // A read of stdin may hang for ever; the process ends all the same.

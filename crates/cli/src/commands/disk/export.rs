@@ -64,10 +64,12 @@ impl Export {
             bar.finish_and_clear();
             return Ok(0);
         }
+        let mut terminated = signal(SignalKind::terminate()).map_err(CliError::Terminal)?;
         let mut hung_up = signal(SignalKind::hangup()).map_err(CliError::Terminal)?;
         let saved = tokio::select! {
             saved = save(stream, &self.output, &bar) => saved?,
             // What is unfinished goes.
+            _ = terminated.recv() => return Ok(TERMINATED),
             _ = hung_up.recv() => return Ok(TERMINATED),
         };
         bar.finish_and_clear();
