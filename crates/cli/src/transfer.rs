@@ -3,10 +3,9 @@
 use crate::error::CliError;
 use crate::output;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use slicer_image::{ImageRef, LayoutDir};
 use slicer_registry::{Origin, Progress, Watcher};
-use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 /// Where the programs come from when nobody says; whoever publishes builds names it in
@@ -59,17 +58,7 @@ pub(crate) fn platform() -> (&'static str, &'static str) {
 
 /// A bar on a terminal, and who tells it. Elsewhere only what fails and is tried again is told.
 pub(crate) fn bar() -> (ProgressBar, Watcher) {
-    let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::no_length()
-    } else {
-        ProgressBar::hidden()
-    };
-    let style = ProgressStyle::with_template(
-        "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    );
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
+    let bar = output::byte_bar();
     let shown = bar.clone();
     let watcher = move |progress: Progress| match progress {
         Progress::Begun { bytes, .. } => {

@@ -6,6 +6,7 @@
 
 use crate::compression::decompress;
 use crate::digest::hex;
+use crate::layoutdir::LayoutDir;
 use crate::{ImageError, ImageRef};
 use oci_spec::image::{
     Descriptor, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, MediaType,
@@ -55,15 +56,8 @@ impl Resolved {
         arch: &str,
         reference: &ImageRef,
     ) -> Result<Self, ImageError> {
-        let path = layout.join("index.json");
-        let file = File::open(&path).map_err(ImageError::io("open", &path))?;
-        let mut text = Vec::new();
-        file.take(MAX_DOCUMENT)
-            .read_to_end(&mut text)
-            .map_err(ImageError::io("read", &path))?;
-        let index: ImageIndex = parse(&path, &text)?;
         let read = |entry: &Descriptor| read_document(layout, entry);
-        let entries = tagged(layout, index.manifests(), tag)?;
+        let entries = LayoutDir::new(layout).tagged(tag)?;
         let chosen = Chosen::among(entries, arch, reference, &read)?;
         Ok(Self {
             layout: layout.to_owned(),

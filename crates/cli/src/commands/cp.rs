@@ -5,7 +5,7 @@ use crate::error::{CliError, TERMINATED};
 use crate::output;
 use clap::{Args, ValueEnum};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use slicer_api::{AUTO_ID, CopyIn, CopyMode, CopyOut, Excludes};
 use slicer_client::{Client, Copied, LocalFilter, Progress, Sending};
 use std::ffi::{OsStr, OsString};
@@ -210,13 +210,7 @@ fn bar() -> (ProgressBar, Progress) {
     if !std::io::stderr().is_terminal() {
         return (ProgressBar::hidden(), Arc::new(|_, _| {}));
     }
-    let bar = ProgressBar::no_length();
-    let style = ProgressStyle::with_template(
-        "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    );
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
+    let bar = output::byte_bar();
     let shown = bar.clone();
     let progress = move |done: u64, total: Option<u64>| {
         if let Some(total) = total {

@@ -5,7 +5,7 @@ use crate::error::{CliError, TERMINATED};
 use crate::output;
 use bytes::Bytes;
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use serde_json::json;
 use slicer_api::DiskFormat;
 use slicer_client::DiskStream;
@@ -58,7 +58,10 @@ impl Export {
         let stream = client
             .with_vm(&self.vm, async |h| client.export_disk(h, self.format).await)
             .await?;
-        let bar = bar(stream.length());
+        let bar = output::byte_bar();
+        if let Some(length) = stream.length() {
+            bar.set_length(length);
+        }
         if to_stdout {
             print(stream, &bar).await?;
             bar.finish_and_clear();
@@ -165,19 +168,4 @@ fn write(file: &File, mut pieces: mpsc::Receiver<Bytes>) -> io::Result<u64> {
     file.set_len(at)?;
     file.sync_all()?;
     Ok(at)
-}
-
-/// A progress bar, shown on a terminal only.
-fn bar(length: Option<u64>) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = length.map_or_else(ProgressBar::no_length, ProgressBar::new);
-    let style = ProgressStyle::with_template(
-        "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-    );
-    if let Ok(style) = style {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -5,7 +5,7 @@ use crate::connection::Connection;
 use crate::error::CliError;
 use crate::output;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use slicer_api::{PullFrame, PullImage};
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -89,20 +89,9 @@ struct Shown {
 impl Shown {
     fn new(name: &str) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
-        let bar = if is_terminal {
-            ProgressBar::no_length()
-        } else {
-            ProgressBar::hidden()
-        };
-        let style = ProgressStyle::with_template(
-            "{bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
-        );
-        if let Ok(style) = style {
-            bar.set_style(style);
-        }
         Self {
             name: name.to_owned(),
-            bar,
+            bar: output::byte_bar(),
             is_terminal,
             last: Instant::now(),
         }
