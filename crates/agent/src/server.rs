@@ -160,6 +160,7 @@ impl Agent {
                     .await
                     .map(|trimmed| http::json(&trimmed))
             }
+            "/quiesce" if method == Method::POST => Self::quiesce().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
@@ -167,7 +168,7 @@ impl Agent {
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
-            path @ ("/identity" | "/shutdown") => {
+            path @ ("/identity" | "/quiesce" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(
@@ -318,6 +319,14 @@ impl Agent {
     }
 
     /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
+    /// Writes out what file systems hold. The answer is not theirs: one that can't must not keep a VM
+    /// from being suspended.
+    async fn quiesce() -> Result<Answer, ApiError> {
+        let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
+        Ok(http::json(&json!({})))
+    }
+
     async fn ask_shutdown(
         request: Request<Incoming>,
         shutdown: &OnceLock<ShutdownAction>,

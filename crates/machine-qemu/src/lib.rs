@@ -11,6 +11,7 @@ mod args;
 mod channel;
 mod process;
 mod qmp;
+mod save;
 mod vm;
 
 pub use accel::Accelerator;
@@ -55,7 +56,7 @@ impl Qemu {
         }
         let capabilities = Capabilities {
             archs: programs.iter().map(|(arch, _)| *arch).collect(),
-            save_restore: false,
+            save_restore: true,
             shares: false,
             disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
         };
@@ -100,7 +101,29 @@ impl Hypervisor for Qemu {
             .get(&self.spawner, program, spec.arch, &spec.boot)
             .await;
         Ok(Box::new(
-            vm::QemuMachine::launch(&self.spawner, program, accel, &spec).await?,
+            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, None).await?,
+        ))
+    }
+
+    async fn restore(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+        note: &str,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let program = self.program(spec.arch)?;
+        let accel = self
+            .accel
+            .get(&self.spawner, program, spec.arch, &spec.boot)
+            .await;
+        let note = save::Note::read(&spec.name, note)?;
+        note.check(&spec, accel)?;
+        let incoming = vm::Incoming {
+            memory: save::open(memory).await?,
+            note,
+        };
+        Ok(Box::new(
+            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, Some(incoming)).await?,
         ))
     }
 

@@ -1,12 +1,15 @@
 //! QMP, QEMU's machine protocol: one JSON object a line
 //! (<https://www.qemu.org/docs/master/interop/qmp-spec.html>).
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -78,8 +81,14 @@ impl Qmp {
         ))
     }
 
-    /// Runs a command and waits for its outcome, which the caller bounds.
-    pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    /// Runs a command and waits for its outcome, which the caller bounds. A descriptor is handed over
+    /// with it, where one is given: `getfd` wants one.
+    pub(crate) async fn execute(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, QmpError> {
         let (tx, rx) = oneshot::channel();
         {
             let mut writer = self.writer.lock().await;
@@ -90,12 +99,16 @@ impl Qmp {
             if !arguments.is_null() {
                 line["arguments"] = arguments;
             }
-            if writer
-                .0
-                .write_all(format!("{line}\n").as_bytes())
-                .await
-                .is_err()
-            {
+            let line = format!("{line}\n");
+            let sent = match fd {
+                Some(fd) => send_with(writer.0.as_ref(), line.as_bytes(), fd).await,
+                None => Ok(0),
+            };
+            let sent = match sent {
+                Ok(n) => writer.0.write_all(&line.as_bytes()[n..]).await,
+                Err(e) => Err(e),
+            };
+            if sent.is_err() {
                 lock(&self.pending).remove(&id);
                 return Err(QmpError::Gone);
             }
@@ -134,6 +147,26 @@ impl Reader {
         }
         lock(&self.pending).clear();
     }
+}
+
+/// Sends the begin of `line` and a descriptor with it; returns how much of the line went.
+async fn send_with(stream: &UnixStream, line: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let sent = sendmsg(
+            stream,
+            &[IoSlice::new(line)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        );
+        Ok(sent?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 fn lock(pending: &Pending) -> std::sync::MutexGuard<'_, HashMap<u64, Reply>> {
@@ -177,14 +210,14 @@ mod tests {
         let (qmp, reader) = Qmp::connect(near, tx).await.unwrap();
         let reader = tokio::spawn(reader.run());
         let (a, b) = tokio::join!(
-            qmp.execute("stop", Value::Null),
-            qmp.execute("bogus", json!({ "x": 1 })),
+            qmp.execute("stop", Value::Null, None),
+            qmp.execute("bogus", json!({ "x": 1 }), None),
         );
         assert_eq!(a.unwrap(), 7);
         assert!(matches!(b, Err(QmpError::Refused(t)) if t == "no such"));
         assert_eq!(events.recv().await.unwrap().name, "STOP");
         assert!(matches!(
-            qmp.execute("cont", Value::Null).await,
+            qmp.execute("cont", Value::Null, None).await,
             Err(QmpError::Gone)
         ));
         server.await.unwrap();

@@ -40,10 +40,31 @@ pub(super) async fn launch(
     };
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
+    let spec = spec(shared, record, &prepared, disk, (gateway, prefix));
+    let machine = shared.hypervisor.launch(spec).await?;
+    info!("{name}: launched in {:.0?}", started.elapsed());
+    Ok(Launched {
+        disk,
+        machine: Arc::from(machine),
+        imported_keys: None,
+        entrypoint,
+        state_lost: None,
+    })
+}
+
+/// What a VM's machine is made of. Of the same record, image and configuration, it is the same.
+pub(super) fn spec(
+    shared: &Shared,
+    record: &VmRecord,
+    prepared: &Prepared,
+    disk: DiskKind,
+    (gateway, prefix): (Ipv4Addr, u8),
+) -> MachineSpec {
+    let name = &record.hostname;
     let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
     cmdline.push_str(KERNEL_ARGS);
     cmdline.push_str(&fresh(record.fixups.as_deref().unwrap_or_default()));
-    let spec = MachineSpec {
+    MachineSpec {
         name: name.clone(),
         arch: shared.arch,
         cpus: record.cpus,
@@ -77,16 +98,8 @@ pub(super) async fn launch(
             prefix,
         }),
         console: shared.work.console(name),
-        state_dir,
-    };
-    let machine = shared.hypervisor.launch(spec).await?;
-    info!("{name}: launched in {:.0?}", started.elapsed());
-    Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
-        entrypoint,
-    })
+        state_dir: shared.work.run(name),
+    }
 }
 
 /// What of its image a VM shall run. A disk keeps that of the image it was made from.
