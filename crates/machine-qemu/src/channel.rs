@@ -106,7 +106,7 @@ impl Keeper {
             mut opened,
             mux,
             mut resume,
-            restored,
+            mut restored,
         } = self;
         let mut first = wire::HELLO;
         let mut greet = if let (true, Some(trigger)) = (restored, resume) {
@@ -129,12 +129,25 @@ impl Keeper {
                     mux.send_replace(None);
                     opened.recv().await.is_some()
                 }
-                again = opened.recv() => again.is_some(),
+                again = reopened(&mut opened, restored) => again,
             };
+            restored = false;
             first = wire::HELLO;
             mux.send_replace(None);
         }
     }
+}
+
+/// Waits until the guest opens its port anew; false when the VM is gone. Restored, QEMU tells once
+/// more that the port is open, while the guest is greeted already.
+async fn reopened(opened: &mut mpsc::Receiver<()>, restored: bool) -> bool {
+    let mut known = restored;
+    while opened.recv().await.is_some() {
+        if !std::mem::take(&mut known) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Runs a session. `first` is what the guest most likely waits for; should it have gone on with the
