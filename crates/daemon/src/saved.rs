@@ -181,7 +181,7 @@ mod tests {
 
     fn spec(work: &WorkDir) -> MachineSpec {
         let root = work.disk("a-1");
-        for (name, text) in [("kernel", "k"), ("initramfs", "i"), ("modules", "m")] {
+        for (name, text) in [("vmlinux", "k"), ("initramfs", "i"), ("modules", "m")] {
             fs::write(work.root().join(name), text).unwrap();
         }
         fs::write(&root, "disk").unwrap();
@@ -198,7 +198,7 @@ mod tests {
             cpus: 1,
             memory_bytes: 1 << 28,
             boot: Boot {
-                kernel: work.root().join("kernel"),
+                kernel: work.root().join("vmlinux"),
                 initramfs: work.root().join("initramfs"),
                 cmdline: String::new(),
             },
@@ -226,7 +226,7 @@ mod tests {
 
         for (path, name) in [
             (work.disk("a-1"), "a-1.img"),
-            (dir.path().join("kernel"), "kernel"),
+            (dir.path().join("vmlinux"), "vmlinux"),
         ] {
             let before = fs::metadata(&path).unwrap().modified().unwrap();
             let file = File::options().write(true).open(&path).unwrap();

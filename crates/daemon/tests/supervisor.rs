@@ -505,3 +505,95 @@ async fn what_nobody_knows_of_is_not_overwritten() {
         assert_eq!(fs::read_to_string(file).unwrap(), "damaged");
     }
 }
+
+async fn suspend(place: &Place, vm: &str) {
+    let answer = place.raw().post(&format!("/vm/{vm}/suspend"), "").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    place.until(vm, Some(NodeStatus::Suspended)).await;
+    assert!(!place.hypervisor.running().iter().any(|r| r == vm));
+}
+
+#[tokio::test]
+async fn a_suspended_vm_outlives_daemons_and_is_deleted_like_any_other() {
+    let place = Place::sandboxes();
+    let daemon = place.start().await;
+    let vm = ready(&place.client(), &CreateNode::default()).await;
+    suspend(&place, &vm).await;
+    let detail = place.client().node(&vm).await.unwrap();
+    assert_eq!(detail.node.status, NodeStatus::Suspended);
+    stop(daemon).await;
+
+    let daemon = place.start().await;
+    assert_eq!(place.status(&vm).await, Some(NodeStatus::Suspended));
+    let answer = place
+        .raw()
+        .post(&format!("/vm/{vm}/restore?wait=agent"), "")
+        .await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.text(), "VM restored\n");
+    assert_eq!(place.status(&vm).await, Some(NodeStatus::Running));
+    suspend(&place, &vm).await;
+    place.client().delete_node("sbox", &vm).await.unwrap();
+    place.nothing_of(&vm);
+    let left = fs::read_dir(place.dir.path().join(".slicer/suspended")).unwrap();
+    assert_eq!(left.count(), 0);
+    stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_state_that_is_refused_is_given_up_and_one_that_cannot_be_taken_up_now_is_kept() {
+    let place = Place::sandboxes();
+    let daemon = place.start().await;
+    let vm = ready(&place.client(), &persistent()).await;
+    suspend(&place, &vm).await;
+    let restore = format!("/vm/{vm}/restore?wait=agent");
+    place.hypervisor.script(&vm, broken());
+    let answer = place.raw().post(&restore, "").await;
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert!(
+        answer.text().contains("stays suspended: "),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(place.status(&vm).await, Some(NodeStatus::Suspended));
+
+    let refused = FakeGuest {
+        restore_error: Some("it is from another world".into()),
+        ..FakeGuest::good()
+    };
+    place.hypervisor.script(&vm, refused);
+    let answer = place.raw().post(&restore, "").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(
+        answer.text().contains("it is from another world"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(place.status(&vm).await, Some(NodeStatus::Running));
+    let answer = place.raw().post(&restore, "").await;
+    assert_eq!(answer.status, 409, "{}", answer.text());
+    stop(daemon).await;
+}
+
+#[tokio::test]
+async fn what_a_stopping_daemon_suspends_the_next_one_restores() {
+    let place = Place::new([SLICER, SBOX]);
+    let daemon = place.start().await;
+    let vm = ready(&place.client(), &CreateNode::default()).await;
+    let deadline = Instant::now() + LIMIT;
+    while place.client().health("slicer-1").await.is_err() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    daemon.stop(true, std::future::pending()).await;
+    assert!(place.hypervisor.running().is_empty());
+
+    // A restore shows as a launch of the fake.
+    let before = place.hypervisor.launches();
+    let daemon = place.start().await;
+    place.until_launches(before + 2).await;
+    for vm in ["slicer-1", &vm] {
+        place.until(vm, Some(NodeStatus::Running)).await;
+    }
+    stop(daemon).await;
+    place.nothing_of(&vm);
+}

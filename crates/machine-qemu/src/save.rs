@@ -18,6 +18,8 @@ use tokio::task::spawn_blocking;
 
 /// How long a state may take to be written or read, whatever the VM's size.
 const MIGRATION_TIME: Duration = Duration::from_mins(10);
+/// How long QEMU may take to end after it failed to load a state.
+const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 /// Bytes a second at which a paused guest is written: as fast as it goes.
 const BANDWIDTH: u64 = 1 << 40;
 /// The name under which QEMU is handed the file.
@@ -190,8 +192,24 @@ impl QemuMachine {
         let mut migration = self.migration.clone();
         migration.mark_unchanged();
         self.command_with("migrate-incoming", uri, None).await?;
-        let loaded = self.migrated(&mut migration).await;
-        loaded.map_err(|e| incompatible(&self.name, e.to_string()))
+        if let Err(e) = self.migrated(&mut migration).await {
+            let why = self.last_words().await.unwrap_or_else(|| e.to_string());
+            return Err(incompatible(&self.name, why));
+        }
+        Ok(())
+    }
+
+    /// What QEMU says that ends because it can't load a state.
+    async fn last_words(&self) -> Option<String> {
+        let mut state = self.state.clone();
+        let stopped = state.wait_for(|s| matches!(s, MachineState::Stopped(_)));
+        match tokio::time::timeout(LAST_WORDS_TIME, stopped).await {
+            Ok(Ok(state)) => match &*state {
+                MachineState::Stopped(StopReason::Crashed(why)) => Some(why.clone()),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// Readies QEMU for a migration whose way is `file`.
@@ -224,13 +242,8 @@ impl QemuMachine {
                     Ok(()) => Ok(*migration.borrow()),
                     Err(_) => Err(MachineError::Gone { vm: self.name.clone() }),
                 },
-                stopped = state.wait_for(|s| matches!(s, MachineState::Stopped(_))) => {
-                    match stopped.as_deref() {
-                        Ok(MachineState::Stopped(StopReason::Crashed(why))) => {
-                            Err(failed(why.clone()))
-                        }
-                        _ => Err(MachineError::Gone { vm: self.name.clone() }),
-                    }
+                _ = state.wait_for(|s| matches!(s, MachineState::Stopped(_))) => {
+                    Err(MachineError::Gone { vm: self.name.clone() })
                 }
             }
         };

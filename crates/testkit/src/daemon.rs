@@ -216,6 +216,11 @@ impl TestDaemon {
 
     /// Starts the daemon, which must not be running, in the directory as it is.
     pub fn launch(&mut self) {
+        self.launch_with(&[]);
+    }
+
+    /// Starts it with more arguments of `up`.
+    pub fn launch_with(&mut self, args: &[&str]) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = self.log_file();
         let begun = fs::metadata(&log).map_or(0, |m| m.len());
@@ -223,6 +228,7 @@ impl TestDaemon {
         let mut start = command(&self.dir, spawn::mortal(&self.program));
         start
             .arg("up")
+            .args(args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .stderr(stderr.unwrap());

@@ -29,6 +29,7 @@ mod memory;
 mod power;
 mod shell;
 mod stats;
+mod suspend;
 mod tour;
 
 use libtest_mimic::{Arguments, Trial};
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        suspend::trials(),
         many::trials(),
     ];
     let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());
