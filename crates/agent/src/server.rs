@@ -160,7 +160,7 @@ impl Agent {
                     .await
                     .map(|trimmed| http::json(&trimmed))
             }
-            "/quiesce" if method == Method::POST => Self::quiesce().await,
+            "/quiesce" if method == Method::POST => self.quiesce().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
@@ -321,7 +321,10 @@ impl Agent {
     /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
     /// Writes out what file systems hold. The answer is not theirs: one that can't must not keep a VM
     /// from being suspended.
-    async fn quiesce() -> Result<Answer, ApiError> {
+    async fn quiesce(&self) -> Result<Answer, ApiError> {
+        if self.scope == Scope::Process {
+            return Ok(http::json(&json!({})));
+        }
         let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
         synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
         Ok(http::json(&json!({})))
