@@ -142,6 +142,8 @@ struct Launched {
     imported_keys: Option<Vec<String>>,
     /// What of its image it shall run.
     entrypoint: Option<Entrypoint>,
+    /// Whether it was suspended and runs on.
+    restored: bool,
     /// Why it was booted though it had been suspended.
     state_lost: Option<String>,
 }
@@ -457,6 +459,13 @@ impl Vm {
                     v.state_lost = launched.state_lost.map(Arc::from);
                 });
                 self.attend(machine, tasks);
+                // It runs, so what is on disk is history. Should the daemon die before it is gone,
+                // the stamps tell whether the guest has written anything since.
+                if launched.restored
+                    && let Err(e) = self.forget_state().await
+                {
+                    warn!("{name}: {e}");
+                }
             }
             Progress::Launched(Err(e)) => return self.failed(&e).await,
             Progress::Ready(Ok(mut attendant)) => {

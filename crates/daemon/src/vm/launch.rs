@@ -48,6 +48,7 @@ pub(super) async fn launch(
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint,
+        restored: false,
         state_lost: None,
     })
 }

@@ -239,18 +239,13 @@ async fn restore(
         }
         Err(e) => return Err(Failure::Passing(e.into())),
     };
-    // It runs, so what is on disk is history. Should the daemon die before it is gone, the stamps
-    // tell whether the guest has written anything since.
-    let (work, vm) = (shared.work.clone(), name.clone());
-    if let Ok(Err(e)) = spawn_blocking(move || saved::discard(&work, &vm)).await {
-        warn!("{name}: {e}");
-    }
     info!("{name}: restored in {:.0?}", started.elapsed());
     Ok(Launched {
         disk,
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint: record.entrypoint.clone(),
+        restored: true,
         state_lost: None,
     })
 }
