@@ -17,7 +17,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::IntoDeserializer;
 use serde_json::json;
 use slicer_api::{
-    ApiError, Entrypoint, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
+    ApiError, Entrypoint, GuestSecrets, Health, Identity, ShareMount, ShutdownAction,
+    ShutdownRequest,
 };
 use slicer_channel::ChannelStream;
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
@@ -155,6 +157,9 @@ impl Agent {
             "/identity" if method == Method::POST => self.identify(request).await,
             "/requests" if method == Method::GET => return requests::handle(&self),
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
+            "/quiesce" if method == Method::POST && self.scope != Scope::Process => {
+                self.quiesce().await
+            }
             "/trim" if method == Method::POST && self.scope != Scope::Process => {
                 crate::trim::trim()
                     .await
@@ -167,7 +172,7 @@ impl Agent {
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
-            path @ ("/identity" | "/shutdown") => {
+            path @ ("/identity" | "/quiesce" | "/shutdown") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(
@@ -233,7 +238,7 @@ impl Agent {
     }
 
     async fn stats() -> Result<Answer, ApiError> {
-        let read = tokio::task::spawn_blocking(|| stats::snapshot(system_uptime())).await;
+        let read = spawn_blocking(|| stats::snapshot(system_uptime())).await;
         let snapshot = read.map_err(|_| ApiError::internal("reading the statistics failed"))?;
         Ok(http::json(&snapshot))
     }
@@ -256,8 +261,41 @@ impl Agent {
             }
             Scope::Process => drop(self.userdata.set(None, false)),
         }
+        let shares = match self.scope {
+            Scope::Guest(_) => identity.shares.clone(),
+            Scope::Process => Vec::new(),
+        };
         *held = Some(identity);
+        if shares.is_empty() {
+            self.readiness.set_identified();
+        } else if self.readiness.is_sane() {
+            self.mount_shares(shares).await;
+        } else {
+            // Early boot may yet mount something over them.
+            let agent = Arc::clone(self);
+            self.tasks.spawn(async move {
+                agent.readiness.sane().await;
+                agent.mount_shares(shares).await;
+            });
+        }
+        Ok(http::json(&json!({})))
+    }
+
+    /// Mounts host folders, which users are to find when they are let in.
+    async fn mount_shares(self: &Arc<Self>, shares: Vec<ShareMount>) {
+        let agent = Arc::clone(self);
+        let mount = move || crate::shares::mount_all(&shares, &agent.users.get());
+        // A panic in there would have ended the worker.
+        let _ = spawn_blocking(mount).await;
         self.readiness.set_identified();
+    }
+
+    /// Lets go of what can't be saved with the guest's memory. The next identity brings it back.
+    async fn quiesce(&self) -> Result<Answer, ApiError> {
+        let held = self.identity.lock().await;
+        let shares = held.as_ref().map(|i| i.shares.clone()).unwrap_or_default();
+        let unmounted = spawn_blocking(move || crate::shares::unmount_all(&shares)).await;
+        unmounted.map_err(|_| ApiError::internal("unmounting host folders failed"))?;
         Ok(http::json(&json!({})))
     }
 
@@ -298,7 +336,7 @@ impl Agent {
         let answers = given.answers;
         if let Scope::Guest(_) = self.scope {
             let write = move || secrets::apply(Path::new(secrets::DIR), given);
-            let written = tokio::task::spawn_blocking(write).await;
+            let written = spawn_blocking(write).await;
             written.unwrap_or_else(|_| Err(ApiError::internal("writing secrets failed")))?;
         }
         if let Some(id) = answers {

@@ -22,6 +22,7 @@ mod metrics;
 mod record;
 mod secrets;
 mod server;
+mod shares;
 mod store;
 mod supervisor;
 mod tags;

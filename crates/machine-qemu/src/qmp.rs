@@ -1,12 +1,15 @@
 //! QMP, QEMU's machine protocol: one JSON object a line
 //! (<https://www.qemu.org/docs/master/interop/qmp-spec.html>).
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -80,6 +83,16 @@ impl Qmp {
 
     /// Runs a command and waits for its outcome, which the caller bounds.
     pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.execute_with(command, arguments, None).await
+    }
+
+    /// The same for a command that takes a descriptor.
+    pub(crate) async fn execute_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, QmpError> {
         let (tx, rx) = oneshot::channel();
         {
             let mut writer = self.writer.lock().await;
@@ -90,9 +103,7 @@ impl Qmp {
             if !arguments.is_null() {
                 line["arguments"] = arguments;
             }
-            if writer
-                .0
-                .write_all(format!("{line}\n").as_bytes())
+            if send(&mut writer.0, &format!("{line}\n"), descriptor)
                 .await
                 .is_err()
             {
@@ -134,6 +145,34 @@ impl Reader {
         }
         lock(&self.pending).clear();
     }
+}
+
+/// Sends a line, and with its first byte a descriptor.
+async fn send(
+    writer: &mut OwnedWriteHalf,
+    line: &str,
+    descriptor: Option<OwnedFd>,
+) -> io::Result<()> {
+    let mut bytes = line.as_bytes();
+    if let Some(descriptor) = descriptor {
+        let stream: &UnixStream = writer.as_ref();
+        let once = || {
+            let descriptors = [descriptor.as_fd()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let sent = sendmsg(
+                stream,
+                &[IoSlice::new(bytes)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            );
+            Ok(sent?)
+        };
+        let sent = stream.async_io(Interest::WRITABLE, once).await?;
+        bytes = bytes.get(sent..).unwrap_or_default();
+    }
+    writer.write_all(bytes).await
 }
 
 fn lock(pending: &Pending) -> std::sync::MutexGuard<'_, HashMap<u64, Reply>> {

@@ -3,8 +3,10 @@
 use crate::accel::Accelerator;
 use crate::args;
 use crate::channel::{Channel, Keeper, channel};
-use crate::process::{Spawner, Start, write_note};
+use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
+use crate::shares::Shares;
+use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
 use serde_json::Value;
 use slicer_machine::{GuestStream, Machine, MachineError, MachineSpec, MachineState, StopReason};
@@ -16,7 +18,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// QEMU answers its monitor within milliseconds unless the host is in deep trouble.
@@ -30,6 +32,7 @@ pub(crate) struct QemuMachine {
     channel: Channel,
     state: watch::Receiver<MachineState>,
     kill: mpsc::Sender<()>,
+    shares: Option<Shares>,
     /// The tasks of this VM; dropped with it, which kills the process.
     _tasks: JoinSet<()>,
 }
@@ -40,6 +43,7 @@ impl QemuMachine {
         program: &Path,
         accel: Accelerator,
         spec: &MachineSpec,
+        virtiofsd: Option<Virtiofsd>,
     ) -> Result<Self, MachineError> {
         let io = |source| MachineError::Io {
             action: "make sockets in",
@@ -54,9 +58,10 @@ impl QemuMachine {
             program: program.to_owned(),
             args: args::build(spec, accel)?,
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
+            share: None,
         };
         let mut child = spawner.spawn(start).await?;
-        write_note(&spec.state_dir, &child)?;
+        write_note(&spec.state_dir.join(QEMU_NOTE), &child)?;
 
         let (event_tx, events) = mpsc::channel(64);
         let connect = async {
@@ -81,18 +86,33 @@ impl QemuMachine {
         let (channel, keeper) = channel(&spec.name, agent_near, opened);
         let (state_tx, state) = watch::channel(MachineState::Running);
         let (kill, kill_rx) = mpsc::channel(1);
+        let (unplugged, _) = broadcast::channel(16);
         let mut tasks = JoinSet::new();
         tasks.spawn(reader.run());
         tasks.spawn(Keeper::run(keeper));
-        tasks.spawn(watch_vm(child, events, opened_tx, kill_rx, state_tx));
-        Ok(Self {
+        let devices = unplugged.clone();
+        tasks.spawn(watch_vm(
+            child, events, opened_tx, devices, kill_rx, state_tx,
+        ));
+        let qmp = Arc::new(qmp);
+        let shares = virtiofsd.map(|virtiofsd| {
+            let (qmp, state) = (qmp.clone(), state.clone());
+            Shares::new(spec, spawner, virtiofsd, qmp, unplugged, state)
+        });
+        let this = Self {
             name: spec.name.clone(),
-            qmp: Arc::new(qmp),
+            qmp,
             channel,
             state,
             kill,
+            shares,
             _tasks: tasks,
-        })
+        };
+        if let Some(shares) = &this.shares {
+            shares.attach().await?;
+            this.command("cont").await?;
+        }
+        Ok(this)
     }
 
     async fn command(&self, command: &'static str) -> Result<Value, MachineError> {
@@ -172,6 +192,13 @@ impl Machine for QemuMachine {
     fn state(&self) -> watch::Receiver<MachineState> {
         self.state.clone()
     }
+
+    fn shares_renewed(&self) -> watch::Receiver<u64> {
+        match &self.shares {
+            Some(shares) => shares.renewed(),
+            None => watch::channel(0).1,
+        }
+    }
 }
 
 /// Follows the VM's events until its process is gone, and says why it went. Owns the process.
@@ -179,6 +206,7 @@ async fn watch_vm(
     mut child: Child,
     mut events: mpsc::Receiver<Event>,
     opened: mpsc::Sender<()>,
+    unplugged: broadcast::Sender<String>,
     mut kill: mpsc::Receiver<()>,
     state: watch::Sender<MachineState>,
 ) {
@@ -213,6 +241,12 @@ async fn watch_vm(
                     // A full queue already makes the keeper start over.
                     let _ = opened.try_send(());
                 }
+        "DEVICE_DELETED" => {
+                if let Some(device) = event.data["device"].as_str() {
+                    // Nobody may be waiting for it.
+                    let _ = unplugged.send(device.to_owned());
+                }
+            }
                 _ => {}
             },
         }

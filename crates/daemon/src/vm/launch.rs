@@ -5,6 +5,7 @@ use super::disk::DiskGate;
 use crate::DaemonError;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
+use crate::shares::for_machine;
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
@@ -23,6 +24,9 @@ pub(super) async fn launch(
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
+    let capabilities = shared.hypervisor.capabilities();
+    let group = image.group();
+    let shares = for_machine(&record.hostname, &group.shares, capabilities, &shared.work)?;
     let prepared = image.prepare().await?;
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
@@ -76,6 +80,7 @@ pub(super) async fn launch(
             dns: resolver(gateway, prefix),
             prefix,
         }),
+        shares,
         console: shared.work.console(name),
         state_dir,
     };
