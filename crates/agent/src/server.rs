@@ -157,14 +157,12 @@ impl Agent {
             "/identity" if method == Method::POST => self.identify(request).await,
             "/requests" if method == Method::GET => return requests::handle(&self),
             "/secrets" if method == Method::PUT => self.take_secrets(request).await,
-            "/quiesce" if method == Method::POST && self.scope != Scope::Process => {
-                self.quiesce().await
-            }
             "/trim" if method == Method::POST && self.scope != Scope::Process => {
                 crate::trim::trim()
                     .await
                     .map(|trimmed| http::json(&trimmed))
             }
+            "/quiesce" if method == Method::POST => self.quiesce().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
@@ -290,15 +288,6 @@ impl Agent {
         self.readiness.set_identified();
     }
 
-    /// Lets go of what can't be saved with the guest's memory. The next identity brings it back.
-    async fn quiesce(&self) -> Result<Answer, ApiError> {
-        let held = self.identity.lock().await;
-        let shares = held.as_ref().map(|i| i.shares.clone()).unwrap_or_default();
-        let unmounted = spawn_blocking(move || crate::shares::unmount_all(&shares)).await;
-        unmounted.map_err(|_| ApiError::internal("unmounting host folders failed"))?;
-        Ok(http::json(&json!({})))
-    }
-
     fn start_userdata(self: &Arc<Self>, script: Option<&str>, init: GuestInit) {
         let script = script.filter(|s| !s.trim().is_empty());
         if self.userdata.set(script, true)
@@ -356,6 +345,25 @@ impl Agent {
     }
 
     /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
+    /// Writes out what file systems hold, and lets go of those whose devices can't be saved with the
+    /// guest: the next identity brings them back. The answer is not theirs: one that can't must not
+    /// keep a VM from being suspended.
+    async fn quiesce(&self) -> Result<Answer, ApiError> {
+        let held = self.identity.lock().await;
+        let shares = match (self.scope, &*held) {
+            (Scope::Guest(_), Some(identity)) => identity.shares.clone(),
+            _ => Vec::new(),
+        };
+        let synced = spawn_blocking(move || {
+            // First, for one that hangs would have all wait.
+            crate::shares::unmount_all(&shares);
+            rustix::fs::sync();
+        });
+        let synced = synced.await;
+        synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
+        Ok(http::json(&json!({})))
+    }
+
     async fn ask_shutdown(
         request: Request<Incoming>,
         shutdown: &OnceLock<ShutdownAction>,

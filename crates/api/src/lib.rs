@@ -62,7 +62,7 @@ pub use manifest::{
 };
 pub use node::{
     CreateNode, CreatedNode, DeletedNode, HostGroup, Info, Logs, NetworkPolicy, Node, NodeDetail,
-    NodeForward, NodeNetwork, NodeStatus, Wait,
+    NodeForward, NodeNetwork, NodeStatus, RESTORED, Wait,
 };
 pub use secrets::{
     CreateSecret, GuestSecret, GuestSecrets, Secret, UpdateSecret, is_secret_name,

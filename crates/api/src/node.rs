@@ -154,6 +154,9 @@ pub struct NodeForward {
     pub listening: bool,
 }
 
+/// What `POST /vm/{h}/restore` says of a VM that runs on where it was.
+pub const RESTORED: &str = "VM restored";
+
 /// `GET /vm/{h}`.
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

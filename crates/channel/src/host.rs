@@ -150,7 +150,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Future for Driver<T> {
 impl From<yamux::ConnectionError> for ChannelError {
     fn from(e: yamux::ConnectionError) -> Self {
         match e {
-            yamux::ConnectionError::Io(e) => Self::Io(e),
+            yamux::ConnectionError::Io(e)
+            | yamux::ConnectionError::Decode(yamux::FrameDecodeError::Io(e)) => Self::Io(e),
             yamux::ConnectionError::Closed => Self::Closed,
             e => Self::Protocol(e.to_string()),
         }

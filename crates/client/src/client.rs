@@ -24,6 +24,8 @@ use tokio_util::io::ReaderStream;
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a create may take that waits for nothing; also the daemon's default wait.
 pub(crate) const CREATE_LIMIT: Duration = Duration::from_mins(5);
+/// How long a VM's memory may take to get to disk.
+const SUSPEND_LIMIT: Duration = Duration::from_mins(15);
 /// What a daemon gets on top of a wait it was asked for, to answer that it ran out.
 pub(crate) const WAIT_GRACE: Duration = Duration::from_secs(30);
 /// How long the rest of an error's answer may take.
@@ -278,6 +280,31 @@ impl Client {
         self.call(Call::post(&vm_path(hostname, "/resume")))
             .await
             .map(drop)
+    }
+
+    /// `POST /vm/{h}/suspend`: writes a VM to disk and ends it. Done when this returns.
+    pub async fn suspend(&self, hostname: &str) -> Result<(), ClientError> {
+        let path = vm_path(hostname, "/suspend");
+        let mut call = Call::post(&path);
+        call.limit = SUSPEND_LIMIT;
+        self.call(call).await.map(drop)
+    }
+
+    /// `POST /vm/{h}/restore`: has a suspended VM run on, and waits for its agent, at most as long
+    /// as `timeout`. A VM that can't be restored is booted from its disk; what the daemon says of
+    /// that is returned.
+    pub async fn restore(
+        &self,
+        hostname: &str,
+        timeout: Duration,
+    ) -> Result<Option<String>, ClientError> {
+        let path = vm_path(hostname, "/restore");
+        let query = format!("wait=agent&timeout={}", go_millis(timeout));
+        let mut call = Call::post(&path).query(query);
+        call.limit = timeout.saturating_add(WAIT_GRACE);
+        let answer = self.call(call).await?;
+        let text = String::from_utf8_lossy(&answer).trim().to_owned();
+        Ok(Some(text).filter(|t| t != slicer_api::RESTORED))
     }
 
     /// `POST /vm/{h}/relaunch`: starts a stopped VM again with its disk; one that is being stopped,

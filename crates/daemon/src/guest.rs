@@ -251,6 +251,13 @@ pub(crate) async fn trim(machine: &dyn Machine) -> Result<Trimmed, GuestError> {
     serde_json::from_slice(&bytes).map_err(|e| GuestError::Refused(StatusCode::OK, e.to_string()))
 }
 
+/// Has the guest write out what it holds for its disks, before its machine is suspended.
+pub(crate) async fn quiesce(machine: &dyn Machine) -> Result<(), GuestError> {
+    within(ASK_TIME, ask(machine, Method::POST, "/quiesce", Vec::new()))
+        .await
+        .map(drop)
+}
+
 /// Asks the guest to power off.
 pub(crate) async fn shutdown(
     machine: &dyn Machine,

@@ -20,6 +20,7 @@ mod host;
 mod images;
 mod metrics;
 mod record;
+mod saved;
 mod secrets;
 mod server;
 mod shares;
@@ -95,15 +96,16 @@ impl Daemon {
         self.supervisor.ending.notified().await;
     }
 
-    /// Shuts down what is kept, deletes the rest, and stops serving. `hurry` completes when there
-    /// is no more time: what still runs then is switched off.
-    pub async fn stop(self, hurry: impl Future<Output = ()>) {
-        let patient = self.supervisor.stop(false);
+    /// Shuts down what is kept, deletes the rest, and stops serving. With `suspend`, VMs that run are
+    /// suspended instead, and the next daemon restores them. `hurry` completes when there is no more
+    /// time: what still runs then is switched off.
+    pub async fn stop(self, suspend: bool, hurry: impl Future<Output = ()>) {
+        let patient = self.supervisor.stop(false, suspend);
         tokio::select! {
             () = patient => {}
             () = hurry => {
                 info!("switching off what still runs");
-                self.supervisor.stop(true).await;
+                self.supervisor.stop(true, false).await;
             }
         }
         self.stop_serving.send_replace(true);

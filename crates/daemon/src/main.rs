@@ -44,6 +44,9 @@ enum Command {
         /// The configuration.
         #[arg(default_value = "slicer-mac.yaml")]
         file: PathBuf,
+        /// Suspend what runs when the daemon ends, for the next one to restore.
+        #[arg(long)]
+        suspend_on_shutdown: bool,
     },
     /// Print the version.
     Version,
@@ -53,7 +56,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::New { image, hypervisor } => new(image, hypervisor.as_deref()),
-        Command::Up { file } => up(&file),
+        Command::Up {
+            file,
+            suspend_on_shutdown,
+        } => up(&file, suspend_on_shutdown),
         Command::Version => print(&format!(
             "{} ({})\n",
             env!("CARGO_PKG_VERSION"),
@@ -105,7 +111,7 @@ fn new(image: Option<String>, hypervisor: Option<&str>) -> Outcome {
     print(&config::template(&image, hypervisor))
 }
 
-fn up(file: &Path) -> Outcome {
+fn up(file: &Path, suspend: bool) -> Outcome {
     let filter = EnvFilter::try_from_env("SLICER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
@@ -122,10 +128,10 @@ fn up(file: &Path) -> Outcome {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(&config))
+    runtime.block_on(run(&config, suspend))
 }
 
-async fn run(config: &Config) -> Outcome {
+async fn run(config: &Config, suspend: bool) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut asked = async || {
@@ -141,7 +147,7 @@ async fn run(config: &Config) -> Outcome {
         () = daemon.asked_to_end() => {}
     }
     info!("stopping; once more to switch everything off");
-    daemon.stop(asked()).await;
+    daemon.stop(suspend, asked()).await;
     Ok(())
 }
 

@@ -9,10 +9,11 @@ use crate::github::Github;
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::record::VmRecord;
+use crate::saved::{self, Saved};
 use crate::secrets::Secrets;
 use crate::store::ImageStore;
 use crate::tags;
-use crate::vm::{self, Phase, VmHandle, remove_files};
+use crate::vm::{self, Phase, Start, VmHandle, remove_files};
 use crate::workdir::WorkDir;
 use slicer_api::{ApiError, CreateNode, HostGroup, TagsChange};
 use slicer_machine::{Arch, Hypervisor};
@@ -93,6 +94,7 @@ impl Supervisor {
         arch: Arch,
     ) -> Result<Arc<Self>, DaemonError> {
         work.sweep()?;
+        saved::sweep(&work)?;
         let commits = Commits::open(&work)?;
         commits::follow(&work, &commits)?;
         let bases = Arc::new(Bases::new(work.clone()));
@@ -146,13 +148,15 @@ impl Supervisor {
         Ok(this)
     }
 
-    /// Ends VMs an earlier daemon left running; removes the ephemeral, lists the others.
+    /// Ends VMs an earlier daemon left running; removes the ephemeral, lists the others. Of a VM that
+    /// is suspended there is nothing that ran: it is listed, ephemeral or not.
     async fn recover(&self) -> Result<(), DaemonError> {
         let work = &self.shared.work;
         for record in VmRecord::load_all(work)? {
             let name = record.hostname.clone();
             self.shared.hypervisor.reap(&work.run(&name)).await?;
-            if !record.is_kept() {
+            let saved = Saved::load(work, &name);
+            if !record.is_kept() && saved.is_none() {
                 info!("{name}: removed, its daemon ended without doing so");
                 remove_files(work, &name)?;
                 continue;
@@ -169,7 +173,12 @@ impl Supervisor {
             let declared = record.configured
                 && index(&record.group, &name).is_some_and(|n| n <= group.config.count);
             if !declared {
-                self.adopt(group, record, true);
+                let start = match saved {
+                    None => Start::Stopped,
+                    Some(saved) if saved.restore_at_start => Start::Restore,
+                    Some(_) => Start::Suspended,
+                };
+                self.adopt(group, record, start);
             }
         }
         Ok(())
@@ -221,14 +230,18 @@ impl Supervisor {
                 record.wants_entrypoint = group.config.entrypoint;
                 record.userdata = read_userdata(&work, &group.config.userdata)?;
                 record.save(&work)?;
-                self.adopt(group, record, false);
+                let start = match Saved::load(&work, &record.hostname) {
+                    None => Start::Launch,
+                    Some(_) => Start::Restore,
+                };
+                self.adopt(group, record, start);
             }
         }
         Ok(())
     }
 
     /// Gives a VM whose record is on disk its actor.
-    fn adopt(&self, group: &Group, record: VmRecord, stopped: bool) -> VmHandle {
+    fn adopt(&self, group: &Group, record: VmRecord, start: Start) -> VmHandle {
         let name = record.hostname.clone();
         let network = (group.config.network.gateway, group.config.network.prefix);
         let (handle, actor) = vm::actor(
@@ -238,7 +251,7 @@ impl Supervisor {
             group.config.dns_servers.clone(),
             network,
             self.forwards(group),
-            stopped,
+            start,
         );
         self.shared.vms().insert(name, handle.clone());
         self.tasks.spawn(actor);
@@ -416,7 +429,7 @@ impl Supervisor {
                 group.config.dns_servers.clone(),
                 network,
                 self.forwards(group),
-                false,
+                Start::Launch,
             );
             vms.insert(name, handle.clone());
             (record, handle, actor)
@@ -470,8 +483,9 @@ impl Supervisor {
         self.tasks.clone()
     }
 
-    /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once.
-    pub(crate) async fn stop(&self, force: bool) {
+    /// Takes everything down: what is kept is shut down, the rest deleted. With `force`, at once. With
+    /// `suspend`, what runs is suspended first, where that can be, for the next daemon to restore.
+    pub(crate) async fn stop(&self, force: bool, suspend: bool) {
         let force = force || !self.graceful;
         {
             // Under the lock, so that a VM is either seen below or never made.
@@ -482,6 +496,13 @@ impl Supervisor {
         let mut stopping = tokio::task::JoinSet::new();
         for vm in self.list() {
             stopping.spawn(async move {
+                let runs = matches!(vm.view.borrow().phase, Phase::Running | Phase::Paused);
+                if suspend
+                    && runs
+                    && let Err(e) = vm.suspend(true).await
+                {
+                    warn!("{}: {e}: it is shut down", vm.record.hostname);
+                }
                 if let Err(e) = vm.retire(force).await {
                     warn!("{}: {e}", vm.record.hostname);
                 }

@@ -7,6 +7,7 @@ mod export;
 mod handle;
 mod launch;
 mod stall;
+mod suspend;
 
 pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
@@ -18,6 +19,7 @@ use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, VmRecord};
+use crate::saved::Saved;
 use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
@@ -37,8 +39,21 @@ const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 
-/// Makes the actor of a VM whose record is on disk. `stopped` VMs wait for a relaunch, the others
-/// are launched at once. Returns the handle and the actor, which the supervisor runs.
+/// What a VM's actor begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// It boots.
+    Launch,
+    /// It is off until it is relaunched.
+    Stopped,
+    /// It is suspended until it is restored.
+    Suspended,
+    /// It was suspended and runs on.
+    Restore,
+}
+
+/// Makes the actor of a VM whose record is on disk. Returns the handle and the actor, which the
+/// supervisor runs.
 pub(crate) fn actor(
     shared: Arc<Shared>,
     image: Arc<GroupImage>,
@@ -46,13 +61,13 @@ pub(crate) fn actor(
     dns: Vec<Ipv4Addr>,
     network: (Ipv4Addr, u8),
     forwards: Mappings,
-    stopped: bool,
+    start: Start,
 ) -> (VmHandle, impl Future<Output = ()>) {
     let (mailbox, commands) = mpsc::channel(16);
-    let phase = if stopped {
-        Phase::Stopped(None)
-    } else {
-        Phase::Launching
+    let phase = match start {
+        Start::Launch | Start::Restore => Phase::Launching,
+        Start::Stopped => Phase::Stopped(None),
+        Start::Suspended => Phase::Suspended(None),
     };
     let (view_tx, view) = watch::channel(View {
         phase,
@@ -60,6 +75,7 @@ pub(crate) fn actor(
         machine: None,
         tags: Arc::new(record.tags.clone()),
         stalled: None,
+        state_lost: None,
         commit_id: record.commit_id.as_deref().map(Arc::from),
     });
     let handle = VmHandle {
@@ -82,7 +98,7 @@ pub(crate) fn actor(
         gate: DiskGate::default(),
         lease: Weak::new(),
     };
-    (handle, vm.run(commands))
+    (handle, vm.run(start, commands))
 }
 
 struct Vm {
@@ -127,14 +143,18 @@ struct Launched {
     imported_keys: Option<Vec<String>>,
     /// What of its image it shall run.
     entrypoint: Option<Entrypoint>,
+    /// Why it was booted though it had been suspended.
+    state_lost: Option<String>,
 }
 
 impl Vm {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, start: Start, mut commands: mpsc::Receiver<Command>) {
         // Aborted when the actor ends: no task of a VM outlives it.
         let mut tasks: JoinSet<Progress> = JoinSet::new();
-        if self.view.borrow().phase == Phase::Launching {
-            self.launch(&mut tasks);
+        match start {
+            Start::Launch => self.launch(&mut tasks),
+            Start::Restore => self.take_up(&mut tasks),
+            Start::Stopped | Start::Suspended => {}
         }
         loop {
             let (stopped, stalled) = (self.machine_stopped(), self.machine_stalled());
@@ -197,7 +217,7 @@ impl Vm {
             if phase != Phase::Paused {
                 v.stalled = None;
             }
-            if matches!(phase, Phase::Stopped(_) | Phase::Gone(_)) {
+            if phase.is_off() {
                 v.machine = None;
             }
             v.phase = phase;
@@ -227,14 +247,24 @@ impl Vm {
                 };
                 let _ = reply.send(done);
             }
+            Command::Suspend(restore_at_start, reply) => {
+                let _ = reply.send(self.suspend(restore_at_start, tasks).await);
+            }
+            Command::Restore(reply) => self.restore(reply, tasks),
             Command::Shutdown(action, reply) => {
                 let (done, end) = match self.phase() {
+                    Phase::Suspended(_) | Phase::Paused if self.is_leased() => {
+                        (self.check_unleased(), false)
+                    }
+                    Phase::Suspended(_) => match self.forget_state().await {
+                        Ok(()) => (Ok(()), self.stopped(StopReason::Killed).await),
+                        failed => (failed, false),
+                    },
                     Phase::Stopped(_) | Phase::Gone(_) => {
                         let text = format!("VM {name} is not running");
                         (Err(ApiError::conflict(text)), false)
                     }
                     Phase::Stopping => (Ok(()), false),
-                    Phase::Paused if self.is_leased() => (self.check_unleased(), false),
                     Phase::Launching | Phase::Running | Phase::Paused => {
                         (Ok(()), self.ask_to_stop(action, tasks).await)
                     }
@@ -258,6 +288,10 @@ impl Vm {
                         });
                         return false;
                     }
+                    Phase::Suspended(_) => Err(ApiError::conflict(format!(
+                        "VM {name} is suspended: restore it, or shut it down first, which gives up \
+                         what it was doing"
+                    ))),
                     _ => Err(ApiError::conflict(format!("VM {name} is already running"))),
                 };
                 let _ = reply.send(done);
@@ -284,6 +318,10 @@ impl Vm {
     }
 
     async fn retire(&mut self, force: bool, reply: Reply, tasks: &mut JoinSet<Progress>) -> bool {
+        if matches!(self.phase(), Phase::Suspended(_)) {
+            let _ = reply.send(Ok(()));
+            return true;
+        }
         if !self.record.is_kept() {
             tasks.shutdown().await;
             let done = self.remove(None).await;
@@ -340,6 +378,11 @@ impl Vm {
             (Phase::Launching, _) => {
                 return Err(ApiError::unavailable(format!(
                     "VM {name} is still being launched"
+                )));
+            }
+            (Phase::Suspended(_), _) => {
+                return Err(ApiError::conflict(format!(
+                    "VM {name} is suspended: restore it first"
                 )));
             }
             _ => return Err(ApiError::conflict(format!("VM {name} is not running"))),
@@ -412,14 +455,9 @@ impl Vm {
                 self.view.send_modify(|v| {
                     v.machine = Some(machine.clone());
                     v.phase = Phase::Running;
+                    v.state_lost = launched.state_lost.map(Arc::from);
                 });
-                let grant = Grant {
-                    store: self.shared.secrets.clone(),
-                    names: self.record.secrets.clone(),
-                };
-                let view = self.view.subscribe();
-                let attendant = Attendant::new(machine, self.identity(), grant, view);
-                tasks.spawn(bring_up(attendant));
+                self.attend(machine, tasks);
             }
             Progress::Launched(Err(e)) => return self.failed(&e).await,
             Progress::Ready(Ok(mut attendant)) => {
@@ -466,6 +504,17 @@ impl Vm {
         false
     }
 
+    /// Has somebody attend to the guest of this machine.
+    fn attend(&self, machine: Arc<dyn Machine>, tasks: &mut JoinSet<Progress>) {
+        let grant = Grant {
+            store: self.shared.secrets.clone(),
+            names: self.record.secrets.clone(),
+        };
+        let view = self.view.subscribe();
+        let attendant = Attendant::new(machine, self.identity(), grant, view);
+        tasks.spawn(bring_up(attendant));
+    }
+
     /// A launch failed: what is kept stays, stopped; the rest is removed. True when that is all.
     async fn failed(&mut self, e: &DaemonError) -> bool {
         let name = &self.record.hostname;
@@ -481,6 +530,14 @@ impl Vm {
             DaemonError::Entrypoint { .. } => ApiError::bad_request(text),
             _ => ApiError::internal(text),
         };
+        if Saved::load(&self.shared.work, name).is_some() {
+            self.set(Phase::Suspended(Some(e.to_string())));
+            if let Some(reply) = self.retiring.take() {
+                let _ = reply.send(Ok(()));
+                return true;
+            }
+            return false;
+        }
         // One that ran before has a disk somebody wrote to.
         let precious = self.record.configured || self.record.disk.is_some();
         if self.record.is_kept() && precious {

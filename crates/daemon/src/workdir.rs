@@ -11,6 +11,7 @@
 //! .slicer/vms/<vm>.json                a VM's record
 //! .slicer/bases/                       images as disks, the parents of VMs' disks
 //! .slicer/run/<vm>/                    what the hypervisor keeps while a VM runs
+//! .slicer/suspended/<vm>/              the memory of a VM that is suspended, see `saved`
 //! .slicer/commits/<id>/                a commit: a VM's disk as it once was, see `commits`
 //! .slicer/auth/token                   the API's bearer token
 //! ```
@@ -45,7 +46,7 @@ impl WorkDir {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
         }
-        for dir in ["vms", "run", "commits", "auth", "bases"] {
+        for dir in ["vms", "run", "commits", "auth", "bases", "suspended"] {
             let dir = state.join(dir);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
@@ -135,6 +136,15 @@ impl WorkDir {
 
     pub(crate) fn run(&self, vm: &str) -> PathBuf {
         self.root.join(".slicer/run").join(vm)
+    }
+
+    pub(crate) fn all_suspended(&self) -> PathBuf {
+        self.root.join(".slicer/suspended")
+    }
+
+    /// Where the saved state of a VM is.
+    pub(crate) fn suspended(&self, vm: &str) -> PathBuf {
+        self.all_suspended().join(vm)
     }
 
     pub(crate) fn commits(&self) -> PathBuf {

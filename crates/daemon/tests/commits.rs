@@ -111,7 +111,7 @@ async fn committed(client: &Client) -> (String, String) {
 }
 
 async fn stop(daemon: Daemon) {
-    daemon.stop(std::future::pending()).await;
+    daemon.stop(false, std::future::pending()).await;
 }
 
 #[tokio::test]

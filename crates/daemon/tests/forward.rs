@@ -110,7 +110,7 @@ async fn a_client_that_vanishes_half_closed_frees_the_guest() {
         let e = gone.await.unwrap_or_else(|_| panic!("through {through}"));
         assert_eq!(e.kind(), ErrorKind::BrokenPipe, "{through}");
     }
-    place.daemon.stop(std::future::pending()).await;
+    place.daemon.stop(false, std::future::pending()).await;
 }
 
 #[tokio::test]
@@ -126,5 +126,5 @@ async fn a_client_that_breaks_off_half_closed_frees_the_guest() {
     drop(client);
     let sent = tokio::time::timeout(LIMIT, sending).await.unwrap();
     assert_eq!(sent.unwrap().unwrap_err().kind(), ErrorKind::BrokenPipe);
-    place.daemon.stop(std::future::pending()).await;
+    place.daemon.stop(false, std::future::pending()).await;
 }

@@ -138,7 +138,7 @@ async fn ready(client: &Client, request: &CreateNode) -> String {
 
 /// A stop that may take its time.
 async fn stop(daemon: Daemon) {
-    daemon.stop(std::future::pending()).await;
+    daemon.stop(false, std::future::pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,10 +128,6 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
         let device = format!("virtio-net-pci,netdev=net,mac={}", net.mac);
         push(["-device".as_ref(), device.as_ref()]);
     }
-    if !spec.shares.is_empty() {
-        // Its shares are plugged in first.
-        a.push("-S".into());
-    }
     Ok(a)
 }
 
@@ -304,10 +300,7 @@ mod tests {
     fn only_vms_with_shares_have_memory_that_others_can_map() {
         let mut spec = spec();
         let without = line(&spec, Accelerator::Tcg);
-        assert!(
-            !without.contains("memfd") && !without.contains(" -S"),
-            "{without}"
-        );
+        assert!(!without.contains("memfd"), "{without}");
         let share = |tag: &str| Share {
             tag: tag.into(),
             path: "/home/me".into(),
@@ -323,7 +316,6 @@ mod tests {
         ] {
             assert!(with.contains(want), "{want} in {with}");
         }
-        assert!(with.ends_with(" -S"), "{with}");
     }
 
     #[test]

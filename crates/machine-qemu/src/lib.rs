@@ -12,6 +12,7 @@ mod channel;
 mod console;
 mod process;
 mod qmp;
+mod save;
 mod shares;
 mod userns;
 mod virtiofsd;
@@ -62,7 +63,7 @@ impl Qemu {
         let virtiofsd = Virtiofsd::find(rustix::process::geteuid().is_root());
         let capabilities = Capabilities {
             archs: programs.iter().map(|(arch, _)| *arch).collect(),
-            save_restore: false,
+            save_restore: true,
             shares: virtiofsd.as_ref().map(drop).map_err(Clone::clone),
             disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
         };
@@ -126,7 +127,38 @@ impl Hypervisor for Qemu {
             .get(&self.spawner, program, spec.arch, &spec.boot)
             .await;
         Ok(Box::new(
-            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, virtiofsd).await?,
+            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, virtiofsd, None).await?,
+        ))
+    }
+
+    async fn restore(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+        note: &str,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let program = self.program(spec.arch)?;
+        let virtiofsd = self.virtiofsd(&spec)?;
+        let accel = self
+            .accel
+            .get(&self.spawner, program, spec.arch, &spec.boot)
+            .await;
+        let note = save::Note::read(&spec.name, note)?;
+        note.check(&spec, accel)?;
+        let incoming = vm::Incoming {
+            memory: save::open(memory).await?,
+            note,
+        };
+        Ok(Box::new(
+            vm::QemuMachine::launch(
+                &self.spawner,
+                program,
+                accel,
+                &spec,
+                virtiofsd,
+                Some(incoming),
+            )
+            .await?,
         ))
     }
 

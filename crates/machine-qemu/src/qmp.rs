@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
@@ -81,17 +81,13 @@ impl Qmp {
         ))
     }
 
-    /// Runs a command and waits for its outcome, which the caller bounds.
-    pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.execute_with(command, arguments, None).await
-    }
-
-    /// The same for a command that takes a descriptor.
-    pub(crate) async fn execute_with(
+    /// Runs a command and waits for its outcome, which the caller bounds. A descriptor is handed over
+    /// with it, where one is given: `getfd` wants one.
+    pub(crate) async fn execute(
         &self,
         command: &str,
         arguments: Value,
-        descriptor: Option<OwnedFd>,
+        fd: Option<BorrowedFd<'_>>,
     ) -> Result<Value, QmpError> {
         let (tx, rx) = oneshot::channel();
         {
@@ -103,10 +99,16 @@ impl Qmp {
             if !arguments.is_null() {
                 line["arguments"] = arguments;
             }
-            if send(&mut writer.0, &format!("{line}\n"), descriptor)
-                .await
-                .is_err()
-            {
+            let line = format!("{line}\n");
+            let sent = match fd {
+                Some(fd) => send_with(writer.0.as_ref(), line.as_bytes(), fd).await,
+                None => Ok(0),
+            };
+            let sent = match sent {
+                Ok(n) => writer.0.write_all(&line.as_bytes()[n..]).await,
+                Err(e) => Err(e),
+            };
+            if sent.is_err() {
                 lock(&self.pending).remove(&id);
                 return Err(QmpError::Gone);
             }
@@ -147,32 +149,24 @@ impl Reader {
     }
 }
 
-/// Sends a line, and with its first byte a descriptor.
-async fn send(
-    writer: &mut OwnedWriteHalf,
-    line: &str,
-    descriptor: Option<OwnedFd>,
-) -> io::Result<()> {
-    let mut bytes = line.as_bytes();
-    if let Some(descriptor) = descriptor {
-        let stream: &UnixStream = writer.as_ref();
-        let once = || {
-            let descriptors = [descriptor.as_fd()];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            control.push(SendAncillaryMessage::ScmRights(&descriptors));
-            let sent = sendmsg(
-                stream,
-                &[IoSlice::new(bytes)],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            );
-            Ok(sent?)
-        };
-        let sent = stream.async_io(Interest::WRITABLE, once).await?;
-        bytes = bytes.get(sent..).unwrap_or_default();
-    }
-    writer.write_all(bytes).await
+/// Sends the begin of `line` and a descriptor with it; returns how much of the line went.
+async fn send_with(stream: &UnixStream, line: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let sent = sendmsg(
+            stream,
+            &[IoSlice::new(line)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        );
+        Ok(sent?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 fn lock(pending: &Pending) -> std::sync::MutexGuard<'_, HashMap<u64, Reply>> {
@@ -216,14 +210,14 @@ mod tests {
         let (qmp, reader) = Qmp::connect(near, tx).await.unwrap();
         let reader = tokio::spawn(reader.run());
         let (a, b) = tokio::join!(
-            qmp.execute("stop", Value::Null),
-            qmp.execute("bogus", json!({ "x": 1 })),
+            qmp.execute("stop", Value::Null, None),
+            qmp.execute("bogus", json!({ "x": 1 }), None),
         );
         assert_eq!(a.unwrap(), 7);
         assert!(matches!(b, Err(QmpError::Refused(t)) if t == "no such"));
         assert_eq!(events.recv().await.unwrap().name, "STOP");
         assert!(matches!(
-            qmp.execute("cont", Value::Null).await,
+            qmp.execute("cont", Value::Null, None).await,
             Err(QmpError::Gone)
         ));
         server.await.unwrap();

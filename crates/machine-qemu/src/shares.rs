@@ -17,7 +17,7 @@ use slicer_machine::{MachineError, MachineSpec, MachineState, Share};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -70,8 +70,16 @@ pub(crate) fn notes(state_dir: &Path) -> Vec<PathBuf> {
 /// What one VM shares.
 pub(crate) struct Shares {
     inner: Arc<Inner>,
-    /// One for each virtiofsd; they end with this, and the processes with them.
-    keepers: Mutex<JoinSet<()>>,
+    /// One for each folder, where it is plugged in.
+    served: Mutex<Vec<Option<Served>>>,
+}
+
+/// A share that is plugged in. Dropped, its virtiofsd is ended.
+struct Served {
+    /// Whether its virtiofsd is about to end.
+    retire: watch::Sender<bool>,
+    /// The one task that follows it.
+    keeper: JoinSet<()>,
 }
 
 struct Inner {
@@ -121,30 +129,42 @@ impl Shares {
         };
         Self {
             inner: Arc::new(inner),
-            keepers: Mutex::default(),
+            served: Mutex::new(spec.shares.iter().map(|_| None).collect()),
         }
     }
 
-    /// Starts a virtiofsd for each folder and plugs its device in.
+    /// Starts a virtiofsd for each folder that hasn't got one, and plugs its device in.
     pub(crate) async fn attach(&self) -> Result<(), MachineError> {
-        let mut keepers = self.keepers.lock().await;
+        let mut served = self.served.lock().await;
         for index in 0..self.inner.shares.len() {
+            if served[index].is_some() {
+                continue;
+            }
             let child = self.inner.plug(index).await?;
-            keepers.spawn(self.inner.clone().keep(index, child));
+            let (retire, retired) = watch::channel(false);
+            let mut keeper = JoinSet::new();
+            keeper.spawn(self.inner.clone().keep(index, child, retired));
+            served[index] = Some(Served { retire, keeper });
         }
         Ok(())
     }
 
-    #[expect(dead_code, reason = "suspending a VM is what it is for")]
     /// Takes all devices out and ends what served them. The guest, which must run, is to have
     /// unmounted them: what still uses them fails.
     pub(crate) async fn detach(&self) -> Result<(), MachineError> {
-        let mut keepers = self.keepers.lock().await;
-        for index in 0..self.inner.shares.len() {
-            self.inner.unplug(index).await?;
+        let mut served = self.served.lock().await;
+        for (index, slot) in served.iter_mut().enumerate() {
+            let Some(one) = slot else { continue };
+            // Its virtiofsd ends by itself when its device is gone.
+            one.retire.send_replace(true);
+            if let Err(e) = self.inner.unplug(index).await {
+                one.retire.send_replace(false);
+                return Err(e);
+            }
+            if let Some(mut one) = slot.take() {
+                let _ = timeout(END_TIME, one.keeper.join_next()).await;
+            }
         }
-        // Ends the processes as well, which have nobody to serve.
-        keepers.shutdown().await;
         Ok(())
     }
 
@@ -170,7 +190,7 @@ impl Inner {
             let _ = child.start_kill();
             let text = last_words(&mut child).await;
             let _ = self
-                .execute("chardev-remove", json!({ "id": id(index) }))
+                .execute("chardev-remove", json!({ "id": id(index) }), None)
                 .await;
             why.get_or_insert(if text.is_empty() {
                 failed
@@ -254,14 +274,13 @@ impl Inner {
     async fn add_device(&self, index: usize, socket: OwnedFd) -> Result<(), MachineError> {
         let id = id(index);
         let name = json!({ "fdname": id });
-        let sent = self.qmp.execute_with("getfd", name, Some(socket)).await;
-        sent.map_err(|e| self.qmp_failed("getfd", e))?;
+        self.execute("getfd", name, Some(socket.as_fd())).await?;
         let backend = json!({
             "type": "socket",
             "data": { "addr": { "type": "fd", "data": { "str": id } }, "server": false },
         });
         let chardev = json!({ "id": id, "backend": backend });
-        self.execute("chardev-add", chardev).await?;
+        self.execute("chardev-add", chardev, None).await?;
         let device = json!({
             "driver": "vhost-user-fs-pci",
             "id": id,
@@ -269,14 +288,15 @@ impl Inner {
             "tag": self.shares[index].tag,
             "bus": port(index),
         });
-        self.execute("device_add", device).await
+        self.execute("device_add", device, None).await
     }
 
     /// Takes a device out, for which the guest must let go of it.
     async fn unplug(&self, index: usize) -> Result<(), MachineError> {
         let id = id(index);
         let mut gone = self.unplugged.subscribe();
-        self.execute("device_del", json!({ "id": id })).await?;
+        self.execute("device_del", json!({ "id": id }), None)
+            .await?;
         let wait = async {
             loop {
                 match gone.recv().await {
@@ -299,13 +319,17 @@ impl Inner {
             }
         }
         // The character device goes a moment after what used it.
-        self.execute("chardev-remove", json!({ "id": id })).await
+        self.execute("chardev-remove", json!({ "id": id }), None)
+            .await
     }
 
     /// Follows a virtiofsd, and starts another one when it ends before its VM does.
-    async fn keep(self: Arc<Self>, index: usize, mut child: Child) {
+    async fn keep(self: Arc<Self>, index: usize, mut child: Child, retired: watch::Receiver<bool>) {
         for restarts in 0.. {
             let status = child.wait().await;
+            if *retired.borrow() {
+                return;
+            }
             let text = last_words(&mut child).await;
             // It ends by itself when its VM does, perhaps a moment sooner.
             let mut state = self.state.clone();
@@ -351,8 +375,13 @@ impl Inner {
         console::note(&self.console, text);
     }
 
-    async fn execute(&self, command: &'static str, arguments: Value) -> Result<(), MachineError> {
-        let done = timeout(PLUG_TIME, self.qmp.execute(command, arguments)).await;
+    async fn execute(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), MachineError> {
+        let done = timeout(PLUG_TIME, self.qmp.execute(command, arguments, fd)).await;
         match done {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(self.qmp_failed(command, e)),

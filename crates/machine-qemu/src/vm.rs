@@ -5,12 +5,13 @@ use crate::args;
 use crate::channel::{Channel, Keeper, channel};
 use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
+use crate::save::{Migration, Note, Origin};
 use crate::shares::Shares;
 use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
 use serde_json::Value;
 use slicer_machine::{GuestStream, Machine, MachineError, MachineSpec, MachineState, StopReason};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -27,14 +28,23 @@ const COMMAND_TIME: Duration = Duration::from_secs(10);
 const QUIT_TIME: Duration = Duration::from_secs(2);
 
 pub(crate) struct QemuMachine {
-    name: String,
+    pub(crate) name: String,
     qmp: Arc<Qmp>,
-    channel: Channel,
-    state: watch::Receiver<MachineState>,
+    pub(crate) channel: Channel,
+    pub(crate) state: watch::Receiver<MachineState>,
+    /// How far a state is that is being written or read.
+    pub(crate) migration: watch::Receiver<Migration>,
+    pub(crate) origin: Origin,
     kill: mpsc::Sender<()>,
     shares: Option<Shares>,
     /// The tasks of this VM; dropped with it, which kills the process.
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+}
+
+/// What a machine takes up that was saved.
+pub(crate) struct Incoming {
+    pub(crate) memory: OwnedFd,
+    pub(crate) note: Note,
 }
 
 impl QemuMachine {
@@ -44,6 +54,7 @@ impl QemuMachine {
         accel: Accelerator,
         spec: &MachineSpec,
         virtiofsd: Option<Virtiofsd>,
+        incoming: Option<Incoming>,
     ) -> Result<Self, MachineError> {
         let io = |source| MachineError::Io {
             action: "make sockets in",
@@ -54,9 +65,16 @@ impl QemuMachine {
         let (agent_near, agent_far) = StdUnixStream::pair().map_err(io)?;
         qmp_near.set_nonblocking(true).map_err(io)?;
         agent_near.set_nonblocking(true).map_err(io)?;
+        let mut args = args::build(spec, accel)?;
+        if incoming.is_some() || !spec.shares.is_empty() {
+            args.push("-S".into());
+        }
+        if incoming.is_some() {
+            args.extend(["-incoming", "defer"].map(Into::into));
+        }
         let start = Start {
             program: program.to_owned(),
-            args: args::build(spec, accel)?,
+            args,
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
             share: None,
         };
@@ -83,45 +101,74 @@ impl QemuMachine {
             }
         };
         let (opened_tx, opened) = mpsc::channel(16);
-        let (channel, keeper) = channel(&spec.name, agent_near, opened);
-        let (state_tx, state) = watch::channel(MachineState::Running);
+        let resume = incoming.as_ref().and_then(|i| i.note.resume());
+        let restored = incoming.is_some();
+        let (channel, keeper) = channel(&spec.name, agent_near, opened, restored, resume);
+        let (state_tx, state) = watch::channel(if restored || !spec.shares.is_empty() {
+            MachineState::Paused
+        } else {
+            MachineState::Running
+        });
+        let (migration_tx, migration) = watch::channel(Migration::None);
         let (kill, kill_rx) = mpsc::channel(1);
         let (unplugged, _) = broadcast::channel(16);
         let mut tasks = JoinSet::new();
         tasks.spawn(reader.run());
-        tasks.spawn(Keeper::run(keeper));
-        let devices = unplugged.clone();
-        tasks.spawn(watch_vm(
-            child, events, opened_tx, devices, kill_rx, state_tx,
-        ));
         let qmp = Arc::new(qmp);
         let shares = virtiofsd.map(|virtiofsd| {
             let (qmp, state) = (qmp.clone(), state.clone());
-            Shares::new(spec, spawner, virtiofsd, qmp, unplugged, state)
+            Shares::new(spec, spawner, virtiofsd, qmp, unplugged.clone(), state)
         });
-        let this = Self {
+        tasks.spawn(watch_vm(Watch {
+            child,
+            events,
+            opened: opened_tx,
+            unplugged,
+            kill: kill_rx,
+            migration: migration_tx,
+            state: state_tx,
+        }));
+        let mut machine = Self {
             name: spec.name.clone(),
             qmp,
             channel,
             state,
+            migration,
+            origin: Origin::of(spec, accel),
             kill,
             shares,
-            _tasks: tasks,
+            tasks,
         };
-        if let Some(shares) = &this.shares {
-            shares.attach().await?;
-            this.command("cont").await?;
+        if let Some(incoming) = incoming {
+            machine.load(&incoming.memory, &incoming.note).await?;
         }
-        Ok(this)
+        if let Some(shares) = &machine.shares {
+            shares.attach().await?;
+        }
+        if restored || machine.shares.is_some() {
+            machine.resume().await?;
+        }
+        // Only now does the guest take what it is greeted with.
+        machine.tasks.spawn(Keeper::run(keeper));
+        Ok(machine)
     }
 
-    async fn command(&self, command: &'static str) -> Result<Value, MachineError> {
+    pub(crate) async fn command(&self, command: &'static str) -> Result<Value, MachineError> {
+        self.command_with(command, Value::Null, None).await
+    }
+
+    pub(crate) async fn command_with(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, MachineError> {
         let failed = |why| MachineError::Command {
             vm: self.name.clone(),
             command,
             why,
         };
-        let run = self.qmp.execute(command, Value::Null);
+        let run = self.qmp.execute(command, arguments, fd);
         match tokio::time::timeout(COMMAND_TIME, run).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(QmpError::Gone)) => Err(MachineError::Gone {
@@ -170,6 +217,24 @@ impl Machine for QemuMachine {
         self.settle(&MachineState::Running).await
     }
 
+    async fn save(&self, memory: &Path) -> Result<String, MachineError> {
+        self.save_to(memory).await
+    }
+
+    async fn detach_shares(&self) -> Result<(), MachineError> {
+        match &self.shares {
+            Some(shares) => shares.detach().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn attach_shares(&self) -> Result<(), MachineError> {
+        match &self.shares {
+            Some(shares) => shares.attach().await,
+            None => Ok(()),
+        }
+    }
+
     async fn request_stop(&self) -> Result<(), MachineError> {
         self.command("system_powerdown").await.map(drop)
     }
@@ -201,15 +266,28 @@ impl Machine for QemuMachine {
     }
 }
 
-/// Follows the VM's events until its process is gone, and says why it went. Owns the process.
-async fn watch_vm(
-    mut child: Child,
-    mut events: mpsc::Receiver<Event>,
+/// What follows a VM, and whom it tells.
+struct Watch {
+    child: Child,
+    events: mpsc::Receiver<Event>,
     opened: mpsc::Sender<()>,
     unplugged: broadcast::Sender<String>,
-    mut kill: mpsc::Receiver<()>,
+    kill: mpsc::Receiver<()>,
+    migration: watch::Sender<Migration>,
     state: watch::Sender<MachineState>,
-) {
+}
+
+/// Follows the VM's events until its process is gone, and says why it went. Owns the process.
+async fn watch_vm(watch: Watch) {
+    let Watch {
+        mut child,
+        mut events,
+        opened,
+        unplugged,
+        mut kill,
+        migration,
+        state,
+    } = watch;
     let mut reason = None;
     let mut killed = false;
     let status = loop {
@@ -235,6 +313,11 @@ async fn watch_vm(
                 }
                 "RESUME" => { state.send_replace(MachineState::Running); }
                 "SHUTDOWN" => reason = Some(shutdown_reason(&event.data)),
+                "MIGRATION" => {
+                    if let Some(new) = Migration::of(&event.data) {
+                        migration.send_replace(new);
+                    }
+                }
                 "VSERPORT_CHANGE"
                     if event.data["id"] == args::AGENT_PORT && event.data["open"] == true =>
                 {

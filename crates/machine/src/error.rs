@@ -42,6 +42,14 @@ pub enum MachineError {
         /// What its hypervisor said.
         why: String,
     },
+    /// A saved state is not of this machine, or not whole.
+    #[error("the saved state of {vm} can't be taken up: {why}")]
+    Incompatible {
+        /// The VM.
+        vm: String,
+        /// What is different.
+        why: String,
+    },
     /// The hypervisor refused or garbled a command.
     #[error("{vm}: hypervisor command {command} failed: {why}")]
     Command {

@@ -75,6 +75,20 @@ pub trait Hypervisor: Send + Sync {
     /// future before that leaves nothing behind.
     async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError>;
 
+    /// Starts a VM whose state [`Machine::save`] wrote to `memory`, with what it answered. `spec` is
+    /// of the same machine, over the same disks. When this returns, the VM runs on where it was; on
+    /// failure nothing of it has run, and the saved state is as it was.
+    ///
+    /// # Errors
+    /// [`MachineError::Incompatible`] when this machine can never take up that state,
+    /// [`MachineError::Unsupported`] where the backend can't.
+    async fn restore(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+        note: &str,
+    ) -> Result<Box<dyn Machine>, MachineError>;
+
     /// Ends whatever a daemon that died left running for the VM whose [`MachineSpec::state_dir`]
     /// this is. Nothing to do is success.
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError>;
@@ -92,6 +106,27 @@ pub trait Machine: Send + Sync {
 
     /// Lets the CPUs run on. Done when it returns; resuming a running VM is success.
     async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Writes the state of a VM that is paused, all but its disks, to a new file, durably. The VM
+    /// stays paused, and its disks are not written to until it is resumed. Answers with what
+    /// [`Hypervisor::restore`] needs to know besides.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] where the backend can't. Whatever the error, the VM is as it was,
+    /// and the file worthless.
+    async fn save(&self, memory: &Path) -> Result<String, MachineError>;
+
+    /// Takes the host folders out of a running guest, with which [`Machine::save`] may not be able to
+    /// cope. The guest is to have unmounted them: what still uses them fails. Without any, success.
+    async fn detach_shares(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Brings back those that were taken out, as a restore does by itself. The guest is to mount
+    /// them again.
+    async fn attach_shares(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
 
     /// Presses the power button; whether the guest heeds it shows in [`Machine::state`].
     async fn request_stop(&self) -> Result<(), MachineError>;

@@ -27,6 +27,8 @@ pub struct FakeGuest {
     pub launch_time: Duration,
     /// What its launch fails with, after that time.
     pub launch_error: Option<String>,
+    /// What its restore fails with: that the state is worthless.
+    pub restore_error: Option<String>,
     /// How long it runs before its agent is there; forever, when there is none.
     pub boot_time: Option<Duration>,
     /// How long after its launch it crashes.
@@ -80,7 +82,7 @@ impl FakeHypervisor {
             agent,
             capabilities: Capabilities {
                 archs: vec![host],
-                save_restore: false,
+                save_restore: true,
                 shares: Err("there is no guest".to_owned()),
                 disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
             },
@@ -174,6 +176,29 @@ impl Hypervisor for FakeHypervisor {
             pid,
             _tasks: tasks,
         }))
+    }
+
+    async fn restore(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+        note: &str,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let script = self.book().scripts.get(&spec.name).cloned();
+        let incompatible = |why: String| MachineError::Incompatible {
+            vm: spec.name.clone(),
+            why,
+        };
+        if let Some(why) = script.and_then(|guest| guest.restore_error) {
+            return Err(incompatible(why));
+        }
+        let text = std::fs::read_to_string(memory).unwrap_or_default();
+        if text != note {
+            return Err(incompatible(format!(
+                "{text:?} is not what {note:?} is about"
+            )));
+        }
+        self.launch(spec).await
     }
 
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError> {
@@ -352,6 +377,17 @@ impl Machine for FakeMachine {
 
     async fn resume(&self) -> Result<(), MachineError> {
         self.freeze(Signal::CONT, MachineState::Running)
+    }
+
+    async fn save(&self, memory: &Path) -> Result<String, MachineError> {
+        assert_eq!(*self.state.borrow(), MachineState::Paused);
+        let note = format!("memory of {}", self.name);
+        std::fs::write(memory, &note).map_err(|source| MachineError::Io {
+            action: "write",
+            path: memory.to_owned(),
+            source,
+        })?;
+        Ok(note)
     }
 
     async fn request_stop(&self) -> Result<(), MachineError> {

@@ -3,8 +3,8 @@
 use super::{
     add::Add, bg::Bg, commit::Commit, cp::Cp, delete::Delete, exec::Exec, fork::Fork,
     forward::Forward, group::Group, health::Health, list::List, logs::Logs, pause::Pause,
-    ready::Ready, relaunch::Relaunch, resume::Resume, shell::Shell, shutdown::Shutdown, tag::Tag,
-    top::Top,
+    ready::Ready, relaunch::Relaunch, restore::Restore, resume::Resume, shell::Shell,
+    shutdown::Shutdown, suspend::Suspend, tag::Tag, top::Top,
 };
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -29,6 +29,8 @@ pub(crate) enum Vm {
     Logs(Logs),
     Pause(Pause),
     Resume(Resume),
+    Suspend(Suspend),
+    Restore(Restore),
     Shutdown(Shutdown),
     Relaunch(Relaunch),
     Delete(Delete),
@@ -55,6 +57,8 @@ impl Vm {
             Self::Logs(c) => c.run(connection).await,
             Self::Pause(c) => c.run(connection).await,
             Self::Resume(c) => c.run(connection).await,
+            Self::Suspend(c) => c.run(connection).await,
+            Self::Restore(c) => c.run(connection).await,
             Self::Shutdown(c) => c.run(connection).await,
             Self::Relaunch(c) => c.run(connection).await,
             Self::Delete(c) => c.run(connection).await,

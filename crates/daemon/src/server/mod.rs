@@ -77,6 +77,8 @@ impl Server {
             .route("/vm/{vm}/shutdown", post(vm::shutdown))
             .route("/vm/{vm}/pause", post(vm::pause))
             .route("/vm/{vm}/resume", post(vm::resume))
+            .route("/vm/{vm}/suspend", post(vm::suspend))
+            .route("/vm/{vm}/restore", post(vm::restore))
             .route("/vm/{vm}/relaunch", post(vm::relaunch))
             .route("/vm/{vm}/commit", post(commits::commit))
             .route("/vm/{vm}/exec", get(proxy::proxy).post(proxy::proxy))

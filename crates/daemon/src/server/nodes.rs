@@ -113,21 +113,31 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(created?)))
 }
 
+/// What a client waits for, by its query.
+pub(super) fn wait(query: Option<&str>) -> Result<Option<Wait>, ApiError> {
+    match parameter(query, "wait").as_deref() {
+        None | Some("" | "none") => Ok(None),
+        Some(text) => Ok(Some(text.parse::<Wait>().map_err(ApiError::bad_request)?)),
+    }
+}
+
+/// How long it waits.
+pub(super) fn wait_time(query: Option<&str>) -> Result<Duration, ApiError> {
+    match parameter(query, "timeout").as_deref() {
+        None | Some("") => Ok(DEFAULT_WAIT),
+        Some(text) => {
+            parse_duration(text).map_err(|e| ApiError::bad_request(format!("invalid timeout: {e}")))
+        }
+    }
+}
+
 async fn create_vm(
     supervisor: &Supervisor,
     group: &str,
     query: Option<&str>,
     body: Body,
 ) -> Result<CreatedNode, ApiError> {
-    let wait = match parameter(query, "wait").as_deref() {
-        None | Some("" | "none") => None,
-        Some(text) => Some(text.parse::<Wait>().map_err(ApiError::bad_request)?),
-    };
-    let timeout = match parameter(query, "timeout").as_deref() {
-        None | Some("") => DEFAULT_WAIT,
-        Some(text) => parse_duration(text)
-            .map_err(|e| ApiError::bad_request(format!("invalid timeout: {e}")))?,
-    };
+    let (wait, timeout) = (wait(query)?, wait_time(query)?);
     let request: CreateNode = json(body).await?;
     let vm = supervisor.create(group, &request).await?;
     let name = &vm.record.hostname;

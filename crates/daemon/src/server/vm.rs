@@ -1,7 +1,7 @@
 //! One VM: what the daemon itself knows and does of it.
 
 use super::answer::Failure;
-use super::nodes::json;
+use super::nodes::{json, wait, wait_time};
 use crate::guest;
 use crate::supervisor::Supervisor;
 use crate::vm::{Phase, VmHandle};
@@ -11,8 +11,8 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use slicer_api::{
-    ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, ShutdownAction,
-    ShutdownRequest, Tags, TagsChange,
+    ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, RESTORED,
+    ShutdownAction, ShutdownRequest, Tags, TagsChange, Wait,
 };
 use slicer_machine::Machine;
 use std::sync::Arc;
@@ -60,6 +60,9 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
         })),
         (Phase::Stopped(_), _) => Err(ApiError::conflict(format!(
             "VM {name} is stopped: relaunch it first"
+        ))),
+        (Phase::Suspended(_), _) => Err(ApiError::conflict(format!(
+            "VM {name} is suspended: restore it first"
         ))),
         (Phase::Gone(_), _) => Err(ApiError::not_found(format!("VM {name:?} not found"))),
         (_, Some(machine)) if view.ready => Ok(machine.clone()),
@@ -196,6 +199,49 @@ pub(super) async fn resume(
 ) -> Result<&'static str, Failure> {
     supervisor.get(&name)?.resume().await?;
     Ok("VM resumed\n")
+}
+
+pub(super) async fn suspend(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<&'static str, Failure> {
+    supervisor.get(&name)?.suspend(false).await?;
+    Ok("VM suspended\n")
+}
+
+pub(super) async fn restore(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<String, Failure> {
+    let wait = wait(query.as_deref())?;
+    let timeout = wait_time(query.as_deref())?;
+    let vm = supervisor.get(&name)?;
+    let restored = async {
+        let lost = vm.restore().await?;
+        match wait {
+            None => {}
+            Some(Wait::Agent) => vm.ready().await?,
+            Some(Wait::Userdata) => vm.userdata_ran().await?,
+        }
+        Ok::<_, ApiError>(lost)
+    };
+    let lost = if wait.is_some() {
+        let limited = tokio::time::timeout(timeout, restored).await;
+        limited.map_err(|_| {
+            ApiError::timeout(format!(
+                "VM {name} was not ready within {timeout:?}; it goes on"
+            ))
+        })??
+    } else {
+        restored.await?
+    };
+    Ok(match lost {
+        None => format!("{RESTORED}\n"),
+        Some(why) => {
+            format!("VM {name} could not be restored and was booted from its disk: {why}\n")
+        }
+    })
 }
 
 pub(super) async fn relaunch(

@@ -33,6 +33,7 @@ pub(crate) fn remove_files(work: &WorkDir, name: &str) -> Result<(), DaemonError
         }
         _ => {}
     }
+    crate::saved::discard(work, name)?;
     for dir in [work.run(name)] {
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -11,14 +11,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl Vm {
-    /// Opens the disk of a VM that is off, or paused: then it is as after a power cut. From then on
+    /// Opens the disk of a VM that is off; of one paused or suspended it is as after a power cut. From then on
     /// its files may be renamed and removed, but not written to.
     pub(super) async fn export(
         &mut self,
         wanted: FileFormat,
     ) -> Result<(Export, DiskLease), ApiError> {
         let name = &self.record.hostname;
-        if !matches!(self.phase(), Phase::Stopped(_) | Phase::Paused) {
+        if !matches!(
+            self.phase(),
+            Phase::Stopped(_) | Phase::Suspended(_) | Phase::Paused
+        ) {
             return Err(ApiError::conflict(format!(
                 "VM {name} is running, and its disk changes: shut it down first, or pause it"
             )));

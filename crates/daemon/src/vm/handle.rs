@@ -23,8 +23,17 @@ pub(crate) enum Phase {
     Stopping,
     /// It is off, its disk is kept. After a failure, with its reason.
     Stopped(Option<String>),
+    /// It is off, and what it was doing is on disk. After a restore that failed, with its reason.
+    Suspended(Option<String>),
     /// It is gone for good. After a failure, with its reason.
     Gone(Option<ApiError>),
+}
+
+impl Phase {
+    /// Whether it has no machine, nor is one being made.
+    pub(crate) fn is_off(&self) -> bool {
+        matches!(self, Self::Stopped(_) | Self::Suspended(_) | Self::Gone(_))
+    }
 }
 
 /// A VM as everybody may see it.
@@ -37,6 +46,8 @@ pub(crate) struct View {
     pub(crate) tags: Arc<Vec<String>>,
     /// Why it is paused, if nobody asked for that.
     pub(crate) stalled: Option<Arc<str>>,
+    /// Why its machine was booted anew in place of being restored.
+    pub(crate) state_lost: Option<Arc<str>>,
     /// The newest commit of its disk.
     pub(crate) commit_id: Option<Arc<str>>,
 }
@@ -46,6 +57,7 @@ impl View {
         match self.phase {
             Phase::Launching | Phase::Running | Phase::Stopping => NodeStatus::Running,
             Phase::Paused => NodeStatus::Paused,
+            Phase::Suspended(_) => NodeStatus::Suspended,
             Phase::Stopped(_) | Phase::Gone(_) => NodeStatus::Stopped,
         }
     }
@@ -63,6 +75,9 @@ pub(super) type Reply = oneshot::Sender<Result<(), ApiError>>;
 pub(super) enum Command {
     Pause(Reply),
     Resume(Reply),
+    /// Write it to disk and end it; true has the next daemon restore it unasked.
+    Suspend(bool, Reply),
+    Restore(Reply),
     Shutdown(ShutdownAction, Reply),
     Relaunch(Reply),
     Delete(Reply),
@@ -150,6 +165,21 @@ impl VmHandle {
         self.call(Command::Resume).await
     }
 
+    /// Answers once the VM is on disk, durably, and its machine gone. `restore_at_start` has the next
+    /// daemon restore it unasked.
+    pub(crate) async fn suspend(&self, restore_at_start: bool) -> Result<(), ApiError> {
+        self.call(|reply| Command::Suspend(restore_at_start, reply))
+            .await
+    }
+
+    /// Has a suspended VM run on; answers once its machine runs. Where the saved state is worth
+    /// nothing the VM is booted, and the answer is why.
+    pub(crate) async fn restore(&self) -> Result<Option<Arc<str>>, ApiError> {
+        self.call(Command::Restore).await?;
+        self.launched().await?;
+        Ok(self.view.borrow().state_lost.clone())
+    }
+
     /// Answers once the guest was asked; it goes down by itself after that.
     pub(crate) async fn shutdown(&self, action: ShutdownAction) -> Result<(), ApiError> {
         self.call(|reply| Command::Shutdown(action, reply)).await
@@ -198,13 +228,19 @@ impl VmHandle {
 
     async fn until(&self, there: impl Fn(&View) -> bool) -> Result<(), ApiError> {
         let mut view = self.view.clone();
-        let done = |v: &View| there(v) || matches!(v.phase, Phase::Stopped(_) | Phase::Gone(_));
+        let done = |v: &View| there(v) || v.phase.is_off();
         let name = &self.record.hostname;
         match view.wait_for(done).await.map(|v| v.phase.clone()) {
             Ok(Phase::Stopped(why)) => Err(ApiError::internal(match why {
                 Some(why) => format!("VM {name} stopped: {why}"),
                 None => format!("VM {name} stopped"),
             })),
+            Ok(Phase::Suspended(Some(why))) => Err(ApiError::internal(format!(
+                "cannot restore VM {name}, it stays suspended: {why}"
+            ))),
+            Ok(Phase::Suspended(None)) => {
+                Err(ApiError::conflict(format!("VM {name} was suspended")))
+            }
             Ok(Phase::Gone(Some(e))) => Err(e),
             Ok(Phase::Gone(None)) | Err(_) => {
                 Err(ApiError::not_found(format!("VM {name:?} was deleted")))

@@ -9,7 +9,7 @@ use crate::shares::for_machine;
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, UserNetwork};
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, Share, UserNetwork};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,9 +24,7 @@ pub(super) async fn launch(
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
-    let capabilities = shared.hypervisor.capabilities();
-    let group = image.group();
-    let shares = for_machine(&record.hostname, &group.shares, capabilities, &shared.work)?;
+    let shares = shares(shared, image, record)?;
     let prepared = image.prepare().await?;
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
@@ -44,10 +42,45 @@ pub(super) async fn launch(
     };
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
+    let spec = MachineSpec {
+        shares,
+        ..spec(shared, record, &prepared, disk, (gateway, prefix))
+    };
+    let machine = shared.hypervisor.launch(spec).await?;
+    info!("{name}: launched in {:.0?}", started.elapsed());
+    Ok(Launched {
+        disk,
+        machine: Arc::from(machine),
+        imported_keys: None,
+        entrypoint,
+        state_lost: None,
+    })
+}
+
+/// The host folders a VM gets.
+pub(super) fn shares(
+    shared: &Shared,
+    image: &GroupImage,
+    record: &VmRecord,
+) -> Result<Vec<Share>, DaemonError> {
+    let capabilities = shared.hypervisor.capabilities();
+    let shares = &image.group().shares;
+    for_machine(&record.hostname, shares, capabilities, &shared.work)
+}
+
+/// What a VM's machine is made of, besides host folders. Of the same record, image and configuration, it is the same.
+pub(super) fn spec(
+    shared: &Shared,
+    record: &VmRecord,
+    prepared: &Prepared,
+    disk: DiskKind,
+    (gateway, prefix): (Ipv4Addr, u8),
+) -> MachineSpec {
+    let name = &record.hostname;
     let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
     cmdline.push_str(KERNEL_ARGS);
     cmdline.push_str(&fresh(record.fixups.as_deref().unwrap_or_default()));
-    let spec = MachineSpec {
+    MachineSpec {
         name: name.clone(),
         arch: shared.arch,
         cpus: record.cpus,
@@ -80,18 +113,10 @@ pub(super) async fn launch(
             dns: resolver(gateway, prefix),
             prefix,
         }),
-        shares,
+        shares: Vec::new(),
         console: shared.work.console(name),
-        state_dir,
-    };
-    let machine = shared.hypervisor.launch(spec).await?;
-    info!("{name}: launched in {:.0?}", started.elapsed());
-    Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
-        entrypoint,
-    })
+        state_dir: shared.work.run(name),
+    }
 }
 
 /// What of its image a VM shall run. A disk keeps that of the image it was made from.

@@ -276,5 +276,5 @@ async fn vms_that_come_and_go() {
             &format!("DELETE /vm/commits/{removed}"),
         ],
     );
-    daemon.stop(pending()).await;
+    daemon.stop(false, pending()).await;
 }

@@ -27,6 +27,7 @@ mod listen;
 mod many;
 mod memory;
 mod power;
+mod shares;
 mod shell;
 mod stats;
 mod tour;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        shares::trials(),
         many::trials(),
     ];
     let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());

@@ -434,6 +434,29 @@ pub(super) const OPS: &[Op] = &[
     },
     Op {
         method: HttpMethod::Post,
+        path: "/vm/{vm}/suspend",
+        id: "suspend",
+        summary: "Write a VM to disk and end it; done when this answers",
+        answer: Raw(&[TEXT]),
+        errors: &[404, 409, 500, 501, 503, 507],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
+        path: "/vm/{vm}/restore",
+        id: "restore",
+        summary: "Have a suspended VM run on; one that can't is booted from its disk, and the \
+                  answer says why",
+        query: &[
+            ("wait", Word(&["agent", "userdata", "none"])),
+            ("timeout", Time),
+        ],
+        answer: Raw(&[TEXT]),
+        errors: &[400, 404, 408, 409, 500, 503, 507],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Post,
         path: "/vm/{vm}/relaunch",
         id: "relaunch",
         summary: "Start a stopped VM again",

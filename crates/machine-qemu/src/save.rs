@@ -1,0 +1,250 @@
+//! A VM's state, all but its disks, to a file and back: a migration whose way is a file
+//! (<https://www.qemu.org/docs/master/devel/migration/main.html>).
+
+use crate::Accelerator;
+use crate::args;
+use crate::vm::QemuMachine;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use slicer_channel::Trigger;
+use slicer_machine::{MachineError, MachineSpec, MachineState, StopReason};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+
+/// How long a state may take to be written or read, whatever the VM's size.
+const MIGRATION_TIME: Duration = Duration::from_mins(10);
+/// Bytes a second at which a paused guest is written: as fast as it goes.
+const BANDWIDTH: u64 = 1 << 40;
+/// The name under which QEMU is handed the file.
+const FD_NAME: &str = "memory";
+
+/// How far a state is that is being written or read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Migration {
+    /// None was begun.
+    None,
+    Completed,
+    Failed,
+}
+
+impl Migration {
+    /// What an event says, if it says that it is over.
+    pub(crate) fn of(data: &Value) -> Option<Self> {
+        match data["status"].as_str()? {
+            "completed" => Some(Self::Completed),
+            "failed" | "cancelled" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+
+/// Of what machine a state is: another one can't take it up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    accelerator: Accelerator,
+    /// What of the command line makes the machine the guest sees.
+    hardware: Vec<String>,
+}
+
+/// Options of QEMU that the guest sees. Others name files and sockets of the host.
+const HARDWARE: [&str; 6] = ["-machine", "-bios", "-cpu", "-smp", "-m", "-device"];
+
+impl Origin {
+    pub(crate) fn of(spec: &MachineSpec, accelerator: Accelerator) -> Self {
+        let args = args::build(spec, accelerator).unwrap_or_default();
+        let pairs = args.windows(2);
+        let seen = pairs.filter(|pair| HARDWARE.iter().any(|option| pair[0] == *option));
+        Self {
+            accelerator,
+            hardware: seen
+                .map(|pair| format!("{} {}", pair[0].display(), pair[1].display()))
+                .collect(),
+        }
+    }
+
+    /// The first thing in which a machine differs from the one that was saved.
+    fn differs(&self, saved: &Self) -> Option<String> {
+        if self.accelerator != saved.accelerator {
+            return Some(format!(
+                "it ran on {:?}, and this host would run it on {:?}",
+                saved.accelerator, self.accelerator
+            ));
+        }
+        let now = self.hardware.iter().find(|h| !saved.hardware.contains(h));
+        let then = saved.hardware.iter().find(|h| !self.hardware.contains(h));
+        match (then, now) {
+            (None, None) => None,
+            (Some(then), Some(now)) => Some(format!("its machine had {then}, and now has {now}")),
+            (Some(then), None) => Some(format!("its machine had {then}, and no longer has")),
+            (None, Some(now)) => Some(format!("its machine now has {now}")),
+        }
+    }
+}
+
+/// What must be known of a saved state besides its bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The version of QEMU that wrote it: another one's machine of the same name may differ.
+    qemu: String,
+    origin: Origin,
+    /// The trigger of the guest channel's session.
+    #[serde(default)]
+    resume: Option<[u8; 16]>,
+}
+
+impl Note {
+    pub(crate) fn read(vm: &str, text: &str) -> Result<Self, MachineError> {
+        serde_json::from_str(text).map_err(|e| incompatible(vm, format!("its note is torn: {e}")))
+    }
+
+    pub(crate) fn resume(&self) -> Option<Trigger> {
+        self.resume.map(Trigger::from_bytes)
+    }
+
+    /// Refuses a state that is of another machine than `spec` makes now.
+    pub(crate) fn check(
+        &self,
+        spec: &MachineSpec,
+        accelerator: Accelerator,
+    ) -> Result<(), MachineError> {
+        match Origin::of(spec, accelerator).differs(&self.origin) {
+            Some(why) => Err(incompatible(&spec.name, why)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn incompatible(vm: &str, why: String) -> MachineError {
+    MachineError::Incompatible {
+        vm: vm.to_owned(),
+        why,
+    }
+}
+
+fn io_failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MachineError {
+    let path = path.to_owned();
+    move |source| MachineError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Opens a saved state.
+pub(crate) async fn open(path: &Path) -> Result<OwnedFd, MachineError> {
+    let failed = io_failed("open", path);
+    let path = path.to_owned();
+    let opened = spawn_blocking(move || File::open(path)).await;
+    let file = opened.unwrap_or_else(|e| Err(e.into())).map_err(failed)?;
+    Ok(file.into())
+}
+
+impl QemuMachine {
+    pub(crate) async fn save_to(&self, path: &Path) -> Result<String, MachineError> {
+        let create = path.to_owned();
+        let created = spawn_blocking(move || {
+            let mut options = OpenOptions::new();
+            options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(create)
+        });
+        let file = created.await.unwrap_or_else(|e| Err(e.into()));
+        let file = file.map_err(io_failed("create", path))?;
+        let version = self.command("query-version").await?;
+        self.prepare_migration(&file).await?;
+        let uri = json!({ "uri": format!("fd:{FD_NAME}") });
+        let mut migration = self.migration.clone();
+        migration.mark_unchanged();
+        self.command_with("migrate", uri, None).await?;
+        if let Err(e) = self.migrated(&mut migration).await {
+            let _ = self.command("migrate_cancel").await;
+            return Err(e);
+        }
+        let synced = spawn_blocking(move || file.sync_all()).await;
+        let synced = synced.unwrap_or_else(|e| Err(e.into()));
+        synced.map_err(io_failed("write", path))?;
+        let note = Note {
+            qemu: version["qemu"].to_string(),
+            origin: self.origin.clone(),
+            resume: self.channel.resume_trigger().map(Trigger::to_bytes),
+        };
+        serde_json::to_string(&note).map_err(|e| io_failed("describe", path)(io::Error::other(e)))
+    }
+
+    /// Reads the state that a machine of the same kind wrote.
+    pub(crate) async fn load(&self, memory: &OwnedFd, note: &Note) -> Result<(), MachineError> {
+        let version = self.command("query-version").await?["qemu"].to_string();
+        if version != note.qemu {
+            let why = format!("QEMU {} wrote it, and this is {version}", note.qemu);
+            return Err(incompatible(&self.name, why));
+        }
+        self.prepare_migration(memory).await?;
+        let uri = json!({ "uri": format!("fd:{FD_NAME}") });
+        let mut migration = self.migration.clone();
+        migration.mark_unchanged();
+        self.command_with("migrate-incoming", uri, None).await?;
+        let loaded = self.migrated(&mut migration).await;
+        loaded.map_err(|e| incompatible(&self.name, e.to_string()))
+    }
+
+    /// Readies QEMU for a migration whose way is `file`.
+    async fn prepare_migration(&self, file: &impl AsFd) -> Result<(), MachineError> {
+        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+        self.command_with("migrate-set-capabilities", events, None)
+            .await?;
+        let speed = json!({ "max-bandwidth": BANDWIDTH });
+        self.command_with("migrate-set-parameters", speed, None)
+            .await?;
+        let name = json!({ "fdname": FD_NAME });
+        let fd = Some(file.as_fd());
+        self.command_with("getfd", name, fd).await.map(drop)
+    }
+
+    /// Waits until a migration that was begun is over.
+    async fn migrated(
+        &self,
+        migration: &mut tokio::sync::watch::Receiver<Migration>,
+    ) -> Result<(), MachineError> {
+        let failed = |why: String| MachineError::Command {
+            vm: self.name.clone(),
+            command: "migrate",
+            why,
+        };
+        let mut state = self.state.clone();
+        let over = async {
+            tokio::select! {
+                changed = migration.changed() => match changed {
+                    Ok(()) => Ok(*migration.borrow()),
+                    Err(_) => Err(MachineError::Gone { vm: self.name.clone() }),
+                },
+                stopped = state.wait_for(|s| matches!(s, MachineState::Stopped(_))) => {
+                    match stopped.as_deref() {
+                        Ok(MachineState::Stopped(StopReason::Crashed(why))) => {
+                            Err(failed(why.clone()))
+                        }
+                        _ => Err(MachineError::Gone { vm: self.name.clone() }),
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(MIGRATION_TIME, over).await {
+            Ok(Ok(Migration::Completed)) => Ok(()),
+            Ok(Ok(_)) => {
+                let query = self.command("query-migrate").await?;
+                let why = query["error-desc"]
+                    .as_str()
+                    .unwrap_or("QEMU doesn't say why");
+                Err(failed(why.to_owned()))
+            }
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(failed(format!("not done within {MIGRATION_TIME:?}"))),
+        }
+    }
+}
