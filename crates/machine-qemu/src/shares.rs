@@ -179,7 +179,14 @@ impl Inner {
     async fn plug(&self, index: usize) -> Result<Child, MachineError> {
         let mut why = None;
         for sandbox in self.sandboxes() {
-            let Server { mut child, socket } = self.start(index, *sandbox).await?;
+            let Server { mut child, socket } = match self.start(index, *sandbox).await {
+                Ok(server) => server,
+                // Not every host lets everybody make a user namespace.
+                Err(e) => {
+                    why.get_or_insert(e);
+                    continue;
+                }
+            };
             let plugged = timeout(PLUG_TIME, self.add_device(index, socket)).await;
             let failed = match plugged {
                 Ok(Ok(())) => return Ok(child),
