@@ -20,6 +20,7 @@ use crate::guest;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, VmRecord};
 use crate::saved::Saved;
+use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
 use handle::{Command, Reply};
@@ -662,6 +663,10 @@ impl Vm {
             imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
             entrypoint: self.record.entrypoint.clone(),
+            shares: for_guest(
+                &self.image.group().shares,
+                self.shared.hypervisor.capabilities(),
+            ),
         }
     }
 }

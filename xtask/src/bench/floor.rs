@@ -432,6 +432,7 @@ fn identity() -> Identity {
         imported_keys: Vec::new(),
         userdata: None,
         entrypoint: None,
+        shares: Vec::new(),
     }
 }
 

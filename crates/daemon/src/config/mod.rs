@@ -8,6 +8,7 @@ mod api;
 mod groups;
 mod reader;
 mod report;
+mod shares;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use api::{ApiConfig, ApiToken, ListenAddress, Listener};
 pub(crate) use groups::is_public_key;
 pub use groups::{HostGroupConfig, NetworkConfig, Userdata};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
+pub use shares::ShareConfig;
 pub use template::template;
 
 use reader::Table;

@@ -5,10 +5,11 @@ use super::disk::DiskGate;
 use crate::DaemonError;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
+use crate::shares::for_machine;
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, UserNetwork};
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, Share, UserNetwork};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(super) async fn launch(
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
+    let shares = shares(shared, image, record)?;
     let prepared = image.prepare().await?;
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
@@ -40,7 +42,10 @@ pub(super) async fn launch(
     };
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
-    let spec = spec(shared, record, &prepared, disk, (gateway, prefix));
+    let spec = MachineSpec {
+        shares,
+        ..spec(shared, record, &prepared, disk, (gateway, prefix))
+    };
     let machine = shared.hypervisor.launch(spec).await?;
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok(Launched {
@@ -53,7 +58,18 @@ pub(super) async fn launch(
     })
 }
 
-/// What a VM's machine is made of. Of the same record, image and configuration, it is the same.
+/// The host folders a VM gets.
+pub(super) fn shares(
+    shared: &Shared,
+    image: &GroupImage,
+    record: &VmRecord,
+) -> Result<Vec<Share>, DaemonError> {
+    let capabilities = shared.hypervisor.capabilities();
+    let shares = &image.group().shares;
+    for_machine(&record.hostname, shares, capabilities, &shared.work)
+}
+
+/// What a VM's machine is made of, besides host folders. Of the same record, image and configuration, it is the same.
 pub(super) fn spec(
     shared: &Shared,
     record: &VmRecord,
@@ -98,6 +114,7 @@ pub(super) fn spec(
             dns: resolver(gateway, prefix),
             prefix,
         }),
+        shares: Vec::new(),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }

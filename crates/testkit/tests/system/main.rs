@@ -27,6 +27,7 @@ mod listen;
 mod many;
 mod memory;
 mod power;
+mod shares;
 mod shell;
 mod stats;
 mod suspend;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        shares::trials(),
         suspend::trials(),
         many::trials(),
     ];
