@@ -454,6 +454,11 @@ impl Vm {
                         return self.failed(&e).await;
                     }
                 }
+                slicer_fault::point(if launched.restored {
+                    "restore.running"
+                } else {
+                    "launch.running"
+                });
                 self.view.send_modify(|v| {
                     v.machine = Some(machine.clone());
                     v.phase = Phase::Running;
@@ -618,6 +623,7 @@ impl Vm {
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
+        slicer_fault::point("delete.ended");
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let gate = self.gate.clone();
         let job = move || gate.close(|| remove_files(&work, &name));

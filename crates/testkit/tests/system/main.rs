@@ -14,6 +14,7 @@ mod disks;
 mod docker;
 mod entrypoint;
 mod exec;
+mod faults;
 mod firstboot;
 mod foreign;
 mod forward;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         power::trials(),
         shares::trials(),
         suspend::trials(),
+        faults::trials(),
         many::trials(),
     ];
     let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());
