@@ -28,6 +28,7 @@ mod many;
 mod memory;
 mod power;
 mod shell;
+mod ssh;
 mod stats;
 mod suspend;
 mod tour;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         cp::trials(&tour),
         memory::trials(&tour),
         forward::trials(&tour),
+        ssh::trials(&tour),
         agent::trials(),
         lifecycle::trials(),
         crash::trials(),
