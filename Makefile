@@ -13,7 +13,7 @@ unexport CARGO_TARGET_DIR
 ARCH := $(shell uname -m)
 TRIPLE := $(ARCH)-unknown-linux-gnu
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
-DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap uidmap e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
+DEBIAN_PACKAGES := $(QEMU_PACKAGE) qemu-utils mmdebstrap uidmap nftables iproute2 e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
 
 AGENT_TARGET := $(CURDIR)/target/agent

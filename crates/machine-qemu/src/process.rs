@@ -1,6 +1,6 @@
 //! Starting QEMU so that it never outlives the daemon, and ending what a dead daemon left.
 
-use crate::args::{AGENT_FD, QMP_FD};
+use crate::args::{AGENT_FD, QMP_FD, TAP_FD};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -29,6 +29,8 @@ pub(crate) struct Start {
     pub(crate) args: Vec<OsString>,
     /// QMP and guest channel, in this order; none for a trial boot, whose console is stdout.
     pub(crate) sockets: Option<(OwnedFd, OwnedFd)>,
+    /// The tap of its network card, if it has one.
+    pub(crate) tap: Option<OwnedFd>,
 }
 
 struct Job {
@@ -98,7 +100,7 @@ fn spawn(start: Start) -> io::Result<Child> {
         .stderr(Stdio::piped());
     if let Some((qmp, agent)) = start.sockets {
         command.stdout(Stdio::null());
-        let mappings = vec![
+        let mut mappings = vec![
             FdMapping {
                 parent_fd: qmp,
                 child_fd: QMP_FD,
@@ -108,6 +110,10 @@ fn spawn(start: Start) -> io::Result<Child> {
                 child_fd: AGENT_FD,
             },
         ];
+        mappings.extend(start.tap.map(|parent_fd| FdMapping {
+            parent_fd,
+            child_fd: TAP_FD,
+        }));
         command.fd_mappings(mappings).map_err(io::Error::other)?;
     } else {
         command.stdout(Stdio::piped());
@@ -230,6 +236,7 @@ mod tests {
             program: "/bin/sleep".into(),
             args: vec!["600".into()],
             sockets: None,
+            tap: None,
         }
     }
 

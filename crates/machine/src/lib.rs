@@ -10,7 +10,9 @@ mod error;
 mod spec;
 
 pub use error::MachineError;
-pub use spec::{Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, UserNetwork};
+pub use spec::{
+    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Tap, TapNetwork, UserNetwork,
+};
 
 use async_trait::async_trait;
 use std::path::Path;

@@ -3,13 +3,13 @@
 use super::Launched;
 use super::disk::DiskGate;
 use crate::DaemonError;
+use crate::config::NetworkConfig;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, UserNetwork};
-use std::net::Ipv4Addr;
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ pub(super) async fn launch(
     shared: &Shared,
     image: &GroupImage,
     record: &VmRecord,
-    (gateway, prefix): (Ipv4Addr, u8),
+    network: &NetworkConfig,
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
@@ -40,8 +40,11 @@ pub(super) async fn launch(
     };
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
-    let spec = spec(shared, record, &prepared, disk, (gateway, prefix));
+    let card = shared.networking.card(network, record).await?;
+    let mut spec = spec(shared, record, &prepared, disk);
+    spec.network = Some(card.network);
     let machine = shared.hypervisor.launch(spec).await?;
+    shared.networking.keep(card.link, &*machine);
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok(Launched {
         disk,
@@ -52,13 +55,13 @@ pub(super) async fn launch(
     })
 }
 
-/// What a VM's machine is made of. Of the same record, image and configuration, it is the same.
+/// What a VM's machine is made of, but for its network card, which is made anew each time. Of the same
+/// record and image, it is the same.
 pub(super) fn spec(
     shared: &Shared,
     record: &VmRecord,
     prepared: &Prepared,
     disk: DiskKind,
-    (gateway, prefix): (Ipv4Addr, u8),
 ) -> MachineSpec {
     let name = &record.hostname;
     let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
@@ -90,13 +93,7 @@ pub(super) fn spec(
                 flush: true,
             },
         ],
-        network: Some(UserNetwork {
-            mac: record.mac(),
-            address: record.ip,
-            gateway,
-            dns: resolver(gateway, prefix),
-            prefix,
-        }),
+        network: None,
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }
@@ -203,17 +200,6 @@ pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Ve
 /// Nothing below notices, because every byte on an emulated console costs; no self-tests of
 /// ciphers; a panic ends the VM, which its daemon sees.
 const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
-
-/// The address of the user-mode network's own resolver: the last of the network that is free.
-fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
-    let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-    let last = (u32::from(gateway) | host_bits) - 1;
-    Ipv4Addr::from(if last == u32::from(gateway) {
-        last - 1
-    } else {
-        last
-    })
-}
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,7 @@ mod limits;
 mod listen;
 mod many;
 mod memory;
+mod network;
 mod power;
 mod shell;
 mod ssh;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         listen::trials(),
         power::trials(),
         suspend::trials(),
+        network::trials(),
         many::trials(),
     ];
     let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());
