@@ -52,6 +52,10 @@ pub(crate) fn check(identity: &Identity) -> Result<(), ApiError> {
         let refused = |why| ApiError::bad_request(format!("invalid entrypoint: {why}"));
         entrypoint.check().map_err(refused)?;
     }
+    for share in &identity.shares {
+        let refused = |why| ApiError::bad_request(format!("invalid share: {why}"));
+        share.check().map_err(refused)?;
+    }
     let mut keys = identity.ssh_keys.iter().chain(&identity.imported_keys);
     if let Some(key) = keys.find(|key| key.chars().any(char::is_control)) {
         return Err(ApiError::bad_request(format!(
@@ -81,7 +85,7 @@ pub(crate) async fn apply(
 }
 
 /// Sets the clock to the host's.
-fn set_clock(unix_nanos: u64) -> Result<(), AgentError> {
+pub(crate) fn set_clock(unix_nanos: u64) -> Result<(), AgentError> {
     // A host that doesn't say is not from 1970.
     if unix_nanos == 0 {
         return Ok(());

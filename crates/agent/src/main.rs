@@ -28,6 +28,7 @@ mod ready;
 mod requests;
 mod secrets;
 mod server;
+mod shares;
 mod stats;
 mod supervise;
 mod sys;

@@ -44,6 +44,17 @@ impl Readiness {
         self.0.send_modify(|s| s.identified = true);
     }
 
+    /// Whether early boot is over.
+    pub(crate) fn is_sane(&self) -> bool {
+        self.0.borrow().sane
+    }
+
+    /// Returns once early boot is over.
+    pub(crate) async fn sane(&self) {
+        // As below.
+        let _ = self.0.subscribe().wait_for(|s| s.sane).await;
+    }
+
     /// Whether users may be let in now.
     pub(crate) fn is_ready(&self) -> bool {
         self.0.borrow().ready()

@@ -17,7 +17,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::de::IntoDeserializer;
 use serde_json::json;
 use slicer_api::{
-    ApiError, Entrypoint, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
+    ApiError, Entrypoint, GuestSecrets, Health, Identified, Identity, ShareMount, ShutdownAction,
+    ShutdownRequest,
 };
 use slicer_channel::ChannelStream;
 use std::convert::Infallible;
@@ -25,6 +26,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
+use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
@@ -160,7 +162,7 @@ impl Agent {
                     .await
                     .map(|trimmed| http::json(&trimmed))
             }
-            "/quiesce" if method == Method::POST => Self::quiesce().await,
+            "/quiesce" if method == Method::POST => self.quiesce().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
@@ -234,7 +236,7 @@ impl Agent {
     }
 
     async fn stats() -> Result<Answer, ApiError> {
-        let read = tokio::task::spawn_blocking(|| stats::snapshot(system_uptime())).await;
+        let read = spawn_blocking(|| stats::snapshot(system_uptime())).await;
         let snapshot = read.map_err(|_| ApiError::internal("reading the statistics failed"))?;
         Ok(http::json(&snapshot))
     }
@@ -245,7 +247,12 @@ impl Agent {
             .ok_or_else(|| ApiError::bad_request("an identity is expected in the body"))?;
         identity::check(&identity)?;
         let mut held = self.identity.lock().await;
-        if let Scope::Guest(_) = self.scope {
+        let known = held.as_ref().is_some_and(|h| identity.differs_by_clock(h));
+        if known && self.scope != Scope::Process {
+            // As after a restore, when every program the guest runs first costs a lot.
+            identity::set_clock(identity.clock_unix_nanos)
+                .map_err(|e| ApiError::internal(e.to_string()))?;
+        } else if let Scope::Guest(_) = self.scope {
             identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
@@ -257,9 +264,35 @@ impl Agent {
             }
             Scope::Process => drop(self.userdata.set(None, false)),
         }
+        let shares = match self.scope {
+            Scope::Guest(_) => identity.shares.clone(),
+            Scope::Process => Vec::new(),
+        };
         *held = Some(identity);
+        if shares.is_empty() {
+            self.readiness.set_identified();
+        } else if self.readiness.is_sane() {
+            self.mount_shares(shares).await;
+        } else {
+            // Early boot may yet mount something over them.
+            let agent = Arc::clone(self);
+            self.tasks.spawn(async move {
+                agent.readiness.sane().await;
+                agent.mount_shares(shares).await;
+            });
+        }
+        Ok(http::json(&Identified {
+            ready: self.readiness.is_ready(),
+        }))
+    }
+
+    /// Mounts host folders, which users are to find when they are let in.
+    async fn mount_shares(self: &Arc<Self>, shares: Vec<ShareMount>) {
+        let agent = Arc::clone(self);
+        let mount = move || crate::shares::mount_all(&shares, &agent.users.get());
+        // A panic in there would have ended the worker.
+        let _ = spawn_blocking(mount).await;
         self.readiness.set_identified();
-        Ok(http::json(&json!({})))
     }
 
     fn start_userdata(self: &Arc<Self>, script: Option<&str>, init: GuestInit) {
@@ -299,7 +332,7 @@ impl Agent {
         let answers = given.answers;
         if let Scope::Guest(_) = self.scope {
             let write = move || secrets::apply(Path::new(secrets::DIR), given);
-            let written = tokio::task::spawn_blocking(write).await;
+            let written = spawn_blocking(write).await;
             written.unwrap_or_else(|_| Err(ApiError::internal("writing secrets failed")))?;
         }
         if let Some(id) = answers {
@@ -318,15 +351,29 @@ impl Agent {
         }
     }
 
-    /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
-    /// Writes out what file systems hold. The answer is not theirs: one that can't must not keep a VM
-    /// from being suspended.
-    async fn quiesce() -> Result<Answer, ApiError> {
-        let synced = tokio::task::spawn_blocking(rustix::fs::sync).await;
+    /// Writes out what file systems hold, and lets go of those whose devices can't be saved with the
+    /// guest: the next identity brings them back. The answer is not theirs: one that can't must not
+    /// keep a VM from being suspended.
+    async fn quiesce(&self) -> Result<Answer, ApiError> {
+        if self.scope == Scope::Process {
+            return Ok(http::json(&json!({})));
+        }
+        let held = self.identity.lock().await;
+        let shares = match (self.scope, &*held) {
+            (Scope::Guest(_), Some(identity)) => identity.shares.clone(),
+            _ => Vec::new(),
+        };
+        let synced = spawn_blocking(move || {
+            // First, for one that hangs would have all wait.
+            crate::shares::unmount_all(&shares);
+            rustix::fs::sync();
+        });
+        let synced = synced.await;
         synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
         Ok(http::json(&json!({})))
     }
 
+    /// The action a shutdown asks for: that of the query, else that of the body, else to stop.
     async fn ask_shutdown(
         request: Request<Incoming>,
         shutdown: &OnceLock<ShutdownAction>,

@@ -112,6 +112,83 @@ pub struct Identity {
     /// What to run once in each boot, after the VM is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Entrypoint>,
+    /// Host folders to mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareMount>,
+}
+
+/// Longest tag of virtiofs (virtio 1.2, 5.11.4).
+const MAX_TAG: usize = 36;
+
+/// A host folder that the guest mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareMount {
+    /// Its tag, by which virtiofs finds it.
+    pub tag: String,
+    /// Where: an absolute path, or one below the default user's home, `~/home`.
+    pub mount: String,
+    /// A symbolic link to lead there, beside it and by this name, unless there is something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<String>,
+    /// Whether it can't be written to.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+impl ShareMount {
+    /// Says what is wrong with it, if anything is.
+    pub fn check(&self) -> Result<(), String> {
+        if self.tag.is_empty() || self.tag.len() > MAX_TAG || self.tag.contains('\0') {
+            return Err(format!("a tag has 1 to {MAX_TAG} bytes, none of them zero"));
+        }
+        if let Some(link) = &self.link
+            && (link.is_empty() || link.starts_with('.') || link.contains(['/', '\0']))
+        {
+            return Err(format!("{link:.80?} is no name of a link"));
+        }
+        check_mount(&self.mount)
+    }
+}
+
+/// Says what is wrong with the place of a mount in a guest, if anything is.
+pub fn check_mount(mount: &str) -> Result<(), String> {
+    let below = mount.strip_prefix("~/").or_else(|| mount.strip_prefix('/'));
+    let mut parts = below
+        .unwrap_or_default()
+        .split('/')
+        .filter(|p| !p.is_empty());
+    if parts.clone().next().is_none() {
+        return Err("expected a path below / or ~/".to_owned());
+    }
+    if mount.len() > MAX_MOUNT || mount.contains('\0') || parts.any(|p| p == "." || p == "..") {
+        return Err(format!(
+            "expected a path of at most {MAX_MOUNT} bytes, without . and .."
+        ));
+    }
+    Ok(())
+}
+
+/// Longest path of a mount, bytes.
+const MAX_MOUNT: usize = 1024;
+
+/// What the agent answers to its identity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identified {
+    /// Whether the guest is ready: then there is nothing to wait for.
+    #[serde(default)]
+    pub ready: bool,
+}
+
+impl Identity {
+    /// Whether nothing but the time differs.
+    #[must_use]
+    pub fn differs_by_clock(&self, other: &Self) -> bool {
+        let other = Self {
+            clock_unix_nanos: self.clock_unix_nanos,
+            ..other.clone()
+        };
+        *self == other
+    }
 }
 
 /// The guest's address, routes and resolver.
@@ -165,6 +242,33 @@ pub enum GuestRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_are_below_the_root_or_a_home() {
+        let share = |mount: &str| ShareMount {
+            tag: "home".into(),
+            mount: mount.into(),
+            link: Some("host".into()),
+            read_only: false,
+        };
+        for good in ["~/home", "/srv", "/srv/a b/", "~/.config/x..y"] {
+            assert_eq!(share(good).check(), Ok(()), "{good}");
+        }
+        for bad in [
+            "", "/", "~", "~/", "//", "srv", "/a/../b", "~/..", "/a/./b", "/a\0",
+        ] {
+            assert!(share(bad).check().is_err(), "{bad}");
+        }
+        let change = |change: &dyn Fn(&mut ShareMount)| {
+            let mut bad = share("/srv");
+            change(&mut bad);
+            assert!(bad.check().is_err(), "{bad:?}");
+        };
+        change(&|s| s.tag.clear());
+        change(&|s| s.tag = "x".repeat(37));
+        change(&|s| s.link = Some("a/b".into()));
+        change(&|s| s.link = Some("..".into()));
+    }
 
     #[test]
     fn entrypoints_are_bounded() {

@@ -49,6 +49,13 @@ pub(crate) fn clock() -> u64 {
     u64::try_from(now.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Completes when a share came anew; never, when none can.
+async fn renewed(shares: &mut watch::Receiver<u64>) {
+    if shares.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Attends to one guest.
 pub(crate) struct Attendant {
     machine: Arc<dyn Machine>,
@@ -127,7 +134,9 @@ impl Attendant {
         if !secrets.secrets.is_empty() {
             guest::give_secrets(&*self.machine, &secrets).await?;
         }
-        guest::identify(&*self.machine, &self.identity).await?;
+        if guest::identify(&*self.machine, &self.identity).await? {
+            return Ok(());
+        }
         guest::wait_ready(&*self.machine).await
     }
 
@@ -139,6 +148,7 @@ impl Attendant {
             Ok(requests) => requests,
             Err(e) => return self.lost(&e).await,
         };
+        let mut shares = self.machine.shares_renewed();
         loop {
             let asked = tokio::select! {
                 request = requests.next() => match request {
@@ -151,6 +161,13 @@ impl Attendant {
                     // Nothing can change any more: the daemon ends.
                     Err(_) => std::future::pending().await,
                 },
+                () = renewed(&mut shares) => {
+                    // It is to mount them again.
+                    if let Err(e) = self.introduce().await {
+                        return self.lost(&e).await;
+                    }
+                    continue;
+                }
             };
             if let Err(e) = self.renew(asked).await {
                 return self.lost(&e).await;

@@ -86,6 +86,17 @@ pub enum DaemonError {
         /// What is wrong with it.
         why: String,
     },
+    /// A folder that VMs are to see can't be used.
+    #[error(
+        "cannot share {} with the VM: {source}: make the folder, or change the host group's shares",
+        path.display()
+    )]
+    Share {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The daemon is on its way out.
     #[error("the daemon is stopping")]
     Stopping,

@@ -7,8 +7,8 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use slicer_api::{
-    ApiError, GuestRequest, GuestSecrets, Health, Identity, ShutdownAction, ShutdownRequest,
-    StatsSnapshot, Trimmed,
+    ApiError, GuestRequest, GuestSecrets, Health, Identified, Identity, ShutdownAction,
+    ShutdownRequest, StatsSnapshot, Trimmed,
 };
 use slicer_machine::{Machine, MachineError};
 use std::pin::Pin;
@@ -141,12 +141,14 @@ pub(crate) async fn within<T>(
         .map_err(|_| GuestError::Timeout(time))?
 }
 
-/// Tells the agent who it is.
-pub(crate) async fn identify(machine: &dyn Machine, identity: &Identity) -> Result<(), GuestError> {
+/// Tells the agent who it is; answers whether the guest is ready already.
+pub(crate) async fn identify(
+    machine: &dyn Machine,
+    identity: &Identity,
+) -> Result<bool, GuestError> {
     let body = serde_json::to_vec(identity).unwrap_or_default();
-    within(IDENTIFY_TIME, ask(machine, Method::POST, "/identity", body))
-        .await
-        .map(drop)
+    let said = within(IDENTIFY_TIME, ask(machine, Method::POST, "/identity", body)).await?;
+    Ok(serde_json::from_slice::<Identified>(&said).is_ok_and(|said| said.ready))
 }
 
 /// Gives the agent all secrets its guest may see.

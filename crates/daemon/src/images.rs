@@ -54,6 +54,11 @@ impl GroupImage {
         }
     }
 
+    /// The group.
+    pub(crate) fn group(&self) -> &HostGroupConfig {
+        &self.group
+    }
+
     fn work(&self) -> &Arc<WorkDir> {
         self.store.bases().work()
     }

@@ -24,6 +24,7 @@ mod record;
 mod saved;
 mod secrets;
 mod server;
+mod shares;
 mod store;
 mod supervisor;
 mod tags;

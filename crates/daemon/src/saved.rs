@@ -207,6 +207,7 @@ mod tests {
                 disk("modules", work.root().join("modules"), true),
             ],
             network: None,
+            shares: Vec::new(),
             console: work.console("a-1"),
             state_dir: work.run("a-1"),
         }

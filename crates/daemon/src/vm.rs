@@ -21,6 +21,7 @@ use crate::guest;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, VmRecord};
 use crate::saved::Saved;
+use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
 use handle::{Command, Reply};
@@ -143,6 +144,8 @@ struct Launched {
     imported_keys: Option<Vec<String>>,
     /// What of its image it shall run.
     entrypoint: Option<Entrypoint>,
+    /// Whether it was suspended and runs on.
+    restored: bool,
     /// Why it was booted though it had been suspended.
     state_lost: Option<String>,
 }
@@ -458,6 +461,13 @@ impl Vm {
                     v.state_lost = launched.state_lost.map(Arc::from);
                 });
                 self.attend(machine, tasks);
+                // It runs, so what is on disk is history. Should the daemon die before it is gone,
+                // the stamps tell whether the guest has written anything since.
+                if launched.restored
+                    && let Err(e) = self.forget_state().await
+                {
+                    warn!("{name}: {e}");
+                }
             }
             Progress::Launched(Err(e)) => return self.failed(&e).await,
             Progress::Ready(Ok(mut attendant)) => {
@@ -657,6 +667,10 @@ impl Vm {
             imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
             entrypoint: self.record.entrypoint.clone(),
+            shares: for_guest(
+                &self.image.group().shares,
+                self.shared.hypervisor.capabilities(),
+            ),
         }
     }
 }

@@ -83,6 +83,11 @@ pub(crate) fn base(arch: Arch, accel: Accelerator, cpus: u32, memory_bytes: u64)
 pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsString>, MachineError> {
     let mut a = base(spec.arch, accel, spec.cpus, spec.memory_bytes);
     let mut push = |items: [&OsStr; 2]| a.extend(items.map(OsStr::to_owned));
+    if !spec.shares.is_empty() {
+        for [option, value] in for_shares(spec) {
+            push([option.as_ref(), value.as_ref()]);
+        }
+    }
     push([
         "-name".as_ref(),
         format!("guest={},debug-threads=on", spec.name).as_ref(),
@@ -130,6 +135,23 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
         push(["-device".as_ref(), device.as_ref()]);
     }
     Ok(a)
+}
+
+/// Memory that another process can map, and a port for each share's device: only there can it come
+/// and go. Ports, unlike the devices, are part of what is saved.
+fn for_shares(spec: &MachineSpec) -> Vec<[String; 2]> {
+    let size = spec.memory_bytes >> 20;
+    let memory = format!("memory-backend-memfd,id=mem,size={size}M,share=on");
+    let mut options = vec![
+        ["-object".into(), memory],
+        ["-machine".into(), "memory-backend=mem".into()],
+    ];
+    for index in 0..spec.shares.len() {
+        let (port, chassis) = (crate::shares::port(index), index + 1);
+        let device = format!("pcie-root-port,id={port},chassis={chassis}");
+        options.push(["-device".into(), device]);
+    }
+    options
 }
 
 fn blockdev(disk: &Disk) -> Result<String, MachineError> {
@@ -184,7 +206,7 @@ fn doubled_commas(path: &Path) -> Result<String, MachineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use slicer_machine::{Boot, MacAddress, Tap, TapNetwork};
+    use slicer_machine::{Boot, MacAddress, Share, Tap, TapNetwork};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -211,6 +233,7 @@ mod tests {
                 dns: Ipv4Addr::new(192, 168, 64, 254),
                 prefix: 24,
             })),
+            shares: Vec::new(),
             console: "/w/logs/a,b.txt".into(),
             state_dir: "/w/.slicer/run/sbox-1".into(),
         }
@@ -291,6 +314,28 @@ mod tests {
             line.contains("virtio-serial-pci,max_ports=2,vectors=7,"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn only_vms_with_shares_have_memory_that_others_can_map() {
+        let mut spec = spec();
+        let without = line(&spec, Accelerator::Tcg);
+        assert!(!without.contains("memfd"), "{without}");
+        let share = |tag: &str| Share {
+            tag: tag.into(),
+            path: "/home/me".into(),
+            read_only: false,
+        };
+        spec.shares = vec![share("home"), share("share1")];
+        let with = line(&spec, Accelerator::Tcg);
+        for want in [
+            "-object memory-backend-memfd,id=mem,size=1024M,share=on ",
+            "-machine memory-backend=mem ",
+            "-device pcie-root-port,id=share0-port,chassis=1 ",
+            "-device pcie-root-port,id=share1-port,chassis=2 ",
+        ] {
+            assert!(with.contains(want), "{want} in {with}");
+        }
     }
 
     #[test]

@@ -9,9 +9,13 @@
 mod accel;
 mod args;
 mod channel;
+mod console;
 mod process;
 mod qmp;
 mod save;
+mod shares;
+mod userns;
+mod virtiofsd;
 mod vm;
 
 pub use accel::Accelerator;
@@ -23,6 +27,7 @@ use slicer_machine::{
     Arch, Capabilities, DiskFormat, Hypervisor, Machine, MachineError, MachineSpec,
 };
 use std::path::{Path, PathBuf};
+use virtiofsd::Virtiofsd;
 
 /// The name errors and configurations use.
 const NAME: &str = "qemu";
@@ -33,6 +38,7 @@ pub struct Qemu {
     programs: Vec<(Arch, PathBuf)>,
     spawner: Spawner,
     accel: AccelChoice,
+    virtiofsd: Result<Virtiofsd, String>,
 }
 
 impl Qemu {
@@ -54,10 +60,11 @@ impl Qemu {
                        (or qemu-system-arm)",
             });
         }
+        let virtiofsd = Virtiofsd::find(rustix::process::geteuid().is_root());
         let capabilities = Capabilities {
             archs: programs.iter().map(|(arch, _)| *arch).collect(),
             save_restore: true,
-            shares: false,
+            shares: virtiofsd.as_ref().map(drop).map_err(Clone::clone),
             disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
         };
         let spawner = Spawner::start()?;
@@ -66,6 +73,7 @@ impl Qemu {
             programs,
             spawner,
             accel: AccelChoice::new(verdict_file),
+            virtiofsd,
         })
     }
 
@@ -77,6 +85,23 @@ impl Qemu {
                 program: args::program(arch).to_owned(),
                 hint: "install QEMU for this guest architecture",
             })
+    }
+}
+
+impl Qemu {
+    /// What serves the VM's shares, if it has any.
+    fn virtiofsd(&self, spec: &MachineSpec) -> Result<Option<Virtiofsd>, MachineError> {
+        if spec.shares.is_empty() {
+            return Ok(None);
+        }
+        match &self.virtiofsd {
+            Ok(found) => Ok(Some(found.clone())),
+            Err(why) => Err(MachineError::Unsupported {
+                what: "sharing a folder",
+                backend: NAME,
+                why: why.clone(),
+            }),
+        }
     }
 }
 
@@ -96,12 +121,13 @@ impl Hypervisor for Qemu {
 
     async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
         let program = self.program(spec.arch)?;
+        let virtiofsd = self.virtiofsd(&spec)?;
         let accel = self
             .accel
             .get(&self.spawner, program, spec.arch, &spec.boot)
             .await;
         Ok(Box::new(
-            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, None).await?,
+            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, virtiofsd, None).await?,
         ))
     }
 
@@ -112,6 +138,7 @@ impl Hypervisor for Qemu {
         note: &str,
     ) -> Result<Box<dyn Machine>, MachineError> {
         let program = self.program(spec.arch)?;
+        let virtiofsd = self.virtiofsd(&spec)?;
         let accel = self
             .accel
             .get(&self.spawner, program, spec.arch, &spec.boot)
@@ -123,7 +150,15 @@ impl Hypervisor for Qemu {
             note,
         };
         Ok(Box::new(
-            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, Some(incoming)).await?,
+            vm::QemuMachine::launch(
+                &self.spawner,
+                program,
+                accel,
+                &spec,
+                virtiofsd,
+                Some(incoming),
+            )
+            .await?,
         ))
     }
 

@@ -1,12 +1,16 @@
 //! Starting QEMU so that it never outlives the daemon, and ending what a dead daemon left.
 
 use crate::args::{AGENT_FD, QMP_FD, TAP_FD};
+use crate::userns;
+use crate::virtiofsd::SOCKET_FD;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde::{Deserialize, Serialize};
 use slicer_machine::MachineError;
-use std::ffi::OsString;
+use std::ffi::{CStr, CString, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +35,17 @@ pub(crate) struct Start {
     pub(crate) sockets: Option<(OwnedFd, OwnedFd)>,
     /// The tap of its network card, if it has one.
     pub(crate) tap: Option<OwnedFd>,
+    /// A virtiofsd's socket, and what it gives up before it is run.
+    pub(crate) share: Option<ShareStart>,
+}
+
+/// What there is to the start of a virtiofsd.
+pub(crate) struct ShareStart {
+    pub(crate) socket: OwnedFd,
+    /// The user namespace it becomes root of.
+    pub(crate) namespace: Option<OwnedFd>,
+    /// A folder it is to find read-only.
+    pub(crate) read_only: Option<CString>,
 }
 
 struct Job {
@@ -41,6 +56,7 @@ struct Job {
 
 /// Starts processes from one thread that lives as long as the backend. The kernel's parent-death
 /// signal is sent when the *thread* that forked ends, so no thread of a pool may do it.
+#[derive(Clone)]
 pub(crate) struct Spawner {
     jobs: mpsc::Sender<Job>,
 }
@@ -90,7 +106,7 @@ impl Spawner {
 
 #[expect(
     unsafe_code,
-    reason = "pre_exec is the only way to set a parent-death signal"
+    reason = "pre_exec is the only way to set a parent-death signal, and to give up rights"
 )]
 fn spawn(start: Start) -> io::Result<Child> {
     let mut command = std::process::Command::new(start.program);
@@ -98,7 +114,31 @@ fn spawn(start: Start) -> io::Result<Child> {
         .args(start.args)
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
-    if let Some((qmp, agent)) = start.sockets {
+    if let Some(ShareStart {
+        socket,
+        namespace,
+        read_only,
+    }) = start.share
+    {
+        let give_up = move || {
+            if let Some(namespace) = &namespace {
+                userns::enter(namespace)?;
+            }
+            read_only.as_deref().map_or(Ok(()), make_read_only)
+        };
+        // SAFETY: between fork and exec only system calls are made, in a process of one thread;
+        // nothing is allocated on the success path. Before the descriptors are put in their places,
+        // one of which may be the namespace's.
+        unsafe { command.pre_exec(give_up) };
+        command.stdout(Stdio::null());
+        let mapping = FdMapping {
+            parent_fd: socket,
+            child_fd: SOCKET_FD,
+        };
+        command
+            .fd_mappings(vec![mapping])
+            .map_err(io::Error::other)?;
+    } else if let Some((qmp, agent)) = start.sockets {
         command.stdout(Stdio::null());
         let mut mappings = vec![
             FdMapping {
@@ -134,6 +174,41 @@ fn spawn(start: Start) -> io::Result<Child> {
     Command::from(command).kill_on_drop(true).spawn()
 }
 
+/// Mounts a folder, and all that is mounted in it, read-only over itself, as the calling process
+/// alone sees it.
+#[expect(unsafe_code, reason = "rustix has no mount_setattr")]
+fn make_read_only(path: &CStr) -> io::Result<()> {
+    // SAFETY: the process shares no memory or files that the new mount namespace could confuse.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    mount_change(
+        c"/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
+    mount_bind_recursive(path, path)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string and the attributes are as long as is said.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// The note that lets a later daemon recognise the process of an earlier one.
 #[derive(Serialize, Deserialize)]
 struct Note {
@@ -143,9 +218,8 @@ struct Note {
     boot_id: String,
 }
 
-fn note_path(state_dir: &Path) -> PathBuf {
-    state_dir.join("qemu.json")
-}
+/// The note of the VM's own process.
+pub(crate) const QEMU_NOTE: &str = "qemu.json";
 
 fn start_ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -163,13 +237,12 @@ pub(crate) fn boot_id() -> String {
     id.trim().to_owned()
 }
 
-/// Writes down which process runs the VM. A torn note names no process, so it needs no fsync: a
+/// Writes down which process it is that a later daemon may have to end. A torn note names no process, so it needs no fsync: a
 /// host that crashed has no orphans either.
-pub(crate) fn write_note(state_dir: &Path, child: &Child) -> Result<(), MachineError> {
-    let path = note_path(state_dir);
+pub(crate) fn write_note(path: &Path, child: &Child) -> Result<(), MachineError> {
     let failed = |source| MachineError::Io {
         action: "write",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
     let pid = child
@@ -182,12 +255,19 @@ pub(crate) fn write_note(state_dir: &Path, child: &Child) -> Result<(), MachineE
         boot_id: boot_id(),
     };
     let text = serde_json::to_vec(&note).map_err(|e| failed(e.into()))?;
-    fs::write(&path, text).map_err(failed)
+    fs::write(path, text).map_err(failed)
 }
 
-/// Kills the process a dead daemon left for this VM, if it is still the one noted.
+/// Kills the processes a dead daemon left for this VM, if they are still those noted.
 pub(crate) async fn reap(state_dir: &Path) -> Result<(), MachineError> {
-    let path = note_path(state_dir);
+    end_noted(state_dir.join(QEMU_NOTE)).await?;
+    for note in crate::shares::notes(state_dir) {
+        end_noted(note).await?;
+    }
+    Ok(())
+}
+
+async fn end_noted(path: PathBuf) -> Result<(), MachineError> {
     let failed = |source: io::Error| MachineError::Io {
         action: "end",
         path: path.clone(),
@@ -237,6 +317,7 @@ mod tests {
             args: vec!["600".into()],
             sockets: None,
             tap: None,
+            share: None,
         }
     }
 
@@ -247,17 +328,21 @@ mod tests {
 
         let spawner = Spawner::start().unwrap();
         let mut child = spawner.spawn(sleeper()).await.unwrap();
-        write_note(dir.path(), &child).unwrap();
-        let note = fs::read_to_string(note_path(dir.path())).unwrap();
+        write_note(&dir.path().join(QEMU_NOTE), &child).unwrap();
+        let note = fs::read_to_string(dir.path().join(QEMU_NOTE)).unwrap();
 
         // The same pid with another start is another process.
         let mut other: Note = serde_json::from_str(&note).unwrap();
         other.start_ticks += 1;
-        fs::write(note_path(dir.path()), serde_json::to_vec(&other).unwrap()).unwrap();
+        fs::write(
+            dir.path().join(QEMU_NOTE),
+            serde_json::to_vec(&other).unwrap(),
+        )
+        .unwrap();
         reap(dir.path()).await.unwrap();
         assert!(child.try_wait().unwrap().is_none());
 
-        fs::write(note_path(dir.path()), note).unwrap();
+        fs::write(dir.path().join(QEMU_NOTE), note).unwrap();
         reap(dir.path()).await.unwrap();
         assert!(!child.wait().await.unwrap().success());
     }
@@ -265,7 +350,7 @@ mod tests {
     #[tokio::test]
     async fn a_torn_note_is_no_process() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(note_path(dir.path()), "{\"pid\": 1").unwrap();
+        fs::write(dir.path().join(QEMU_NOTE), "{\"pid\": 1").unwrap();
         reap(dir.path()).await.unwrap();
     }
 }

@@ -3,9 +3,11 @@
 use crate::accel::Accelerator;
 use crate::args;
 use crate::channel::{Channel, Keeper, channel};
-use crate::process::{Spawner, Start, write_note};
+use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::save::{Migration, Note, Origin};
+use crate::shares::Shares;
+use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
 use serde_json::Value;
 use slicer_machine::{
@@ -19,7 +21,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// QEMU answers its monitor within milliseconds unless the host is in deep trouble.
@@ -36,6 +38,7 @@ pub(crate) struct QemuMachine {
     pub(crate) migration: watch::Receiver<Migration>,
     pub(crate) origin: Origin,
     kill: mpsc::Sender<()>,
+    shares: Option<Shares>,
     /// The tasks of this VM; dropped with it, which kills the process.
     tasks: JoinSet<()>,
 }
@@ -52,6 +55,7 @@ impl QemuMachine {
         program: &Path,
         accel: Accelerator,
         spec: &MachineSpec,
+        virtiofsd: Option<Virtiofsd>,
         incoming: Option<Incoming>,
     ) -> Result<Self, MachineError> {
         let io = |source| MachineError::Io {
@@ -64,8 +68,11 @@ impl QemuMachine {
         qmp_near.set_nonblocking(true).map_err(io)?;
         agent_near.set_nonblocking(true).map_err(io)?;
         let mut args = args::build(spec, accel)?;
+        if incoming.is_some() || !spec.shares.is_empty() {
+            args.push("-S".into());
+        }
         if incoming.is_some() {
-            args.extend(["-S", "-incoming", "defer"].map(Into::into));
+            args.extend(["-incoming", "defer"].map(Into::into));
         }
         let tap = match &spec.network {
             Some(Network::Tap(net)) => {
@@ -83,9 +90,10 @@ impl QemuMachine {
             args,
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
             tap,
+            share: None,
         };
         let mut child = spawner.spawn(start).await?;
-        write_note(&spec.state_dir, &child)?;
+        write_note(&spec.state_dir.join(QEMU_NOTE), &child)?;
 
         let (event_tx, events) = mpsc::channel(64);
         let connect = async {
@@ -110,35 +118,48 @@ impl QemuMachine {
         let resume = incoming.as_ref().and_then(|i| i.note.resume());
         let restored = incoming.is_some();
         let (channel, keeper) = channel(&spec.name, agent_near, opened, restored, resume);
-        let (state_tx, state) = watch::channel(if restored {
+        let (state_tx, state) = watch::channel(if restored || !spec.shares.is_empty() {
             MachineState::Paused
         } else {
             MachineState::Running
         });
         let (migration_tx, migration) = watch::channel(Migration::None);
         let (kill, kill_rx) = mpsc::channel(1);
+        let (unplugged, _) = broadcast::channel(16);
         let mut tasks = JoinSet::new();
         tasks.spawn(reader.run());
+        let qmp = Arc::new(qmp);
+        let shares = virtiofsd.map(|virtiofsd| {
+            let (qmp, state) = (qmp.clone(), state.clone());
+            Shares::new(spec, spawner, virtiofsd, qmp, unplugged.clone(), state)
+        });
         tasks.spawn(watch_vm(Watch {
             child,
             events,
             opened: opened_tx,
+            unplugged,
             kill: kill_rx,
             migration: migration_tx,
             state: state_tx,
         }));
         let mut machine = Self {
             name: spec.name.clone(),
-            qmp: Arc::new(qmp),
+            qmp,
             channel,
             state,
             migration,
             origin: Origin::of(spec, accel),
             kill,
+            shares,
             tasks,
         };
         if let Some(incoming) = incoming {
             machine.load(&incoming.memory, &incoming.note).await?;
+        }
+        if let Some(shares) = &machine.shares {
+            shares.attach().await?;
+        }
+        if restored || machine.shares.is_some() {
             machine.resume().await?;
         }
         // Only now does the guest take what it is greeted with.
@@ -214,6 +235,20 @@ impl Machine for QemuMachine {
         self.save_to(memory).await
     }
 
+    async fn detach_shares(&self) -> Result<(), MachineError> {
+        match &self.shares {
+            Some(shares) => shares.detach().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn attach_shares(&self) -> Result<(), MachineError> {
+        match &self.shares {
+            Some(shares) => shares.attach().await,
+            None => Ok(()),
+        }
+    }
+
     async fn request_stop(&self) -> Result<(), MachineError> {
         self.command("system_powerdown").await.map(drop)
     }
@@ -236,6 +271,13 @@ impl Machine for QemuMachine {
     fn state(&self) -> watch::Receiver<MachineState> {
         self.state.clone()
     }
+
+    fn shares_renewed(&self) -> watch::Receiver<u64> {
+        match &self.shares {
+            Some(shares) => shares.renewed(),
+            None => watch::channel(0).1,
+        }
+    }
 }
 
 /// What follows a VM, and whom it tells.
@@ -243,6 +285,7 @@ struct Watch {
     child: Child,
     events: mpsc::Receiver<Event>,
     opened: mpsc::Sender<()>,
+    unplugged: broadcast::Sender<String>,
     kill: mpsc::Receiver<()>,
     migration: watch::Sender<Migration>,
     state: watch::Sender<MachineState>,
@@ -254,6 +297,7 @@ async fn watch_vm(watch: Watch) {
         mut child,
         mut events,
         opened,
+        unplugged,
         mut kill,
         migration,
         state,
@@ -294,6 +338,12 @@ async fn watch_vm(watch: Watch) {
                     // A full queue already makes the keeper start over.
                     let _ = opened.try_send(());
                 }
+        "DEVICE_DELETED" => {
+                if let Some(device) = event.data["device"].as_str() {
+                    // Nobody may be waiting for it.
+                    let _ = unplugged.send(device.to_owned());
+                }
+            }
                 _ => {}
             },
         }

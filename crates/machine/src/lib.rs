@@ -11,7 +11,8 @@ mod spec;
 
 pub use error::MachineError;
 pub use spec::{
-    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Tap, TapNetwork, UserNetwork,
+    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Share, Tap, TapNetwork,
+    UserNetwork,
 };
 
 use async_trait::async_trait;
@@ -30,8 +31,8 @@ pub struct Capabilities {
     pub archs: Vec<Arch>,
     /// Whether a paused VM's memory can be saved to a file and restored.
     pub save_restore: bool,
-    /// Whether host folders can be shared into a guest.
-    pub shares: bool,
+    /// Whether host folders can be shared into a guest, or why not and what to do about it.
+    pub shares: Result<(), String>,
     /// The disk formats it can attach.
     pub disk_formats: Vec<DiskFormat>,
 }
@@ -118,6 +119,18 @@ pub trait Machine: Send + Sync {
     /// and the file worthless.
     async fn save(&self, memory: &Path) -> Result<String, MachineError>;
 
+    /// Takes the host folders out of a running guest, with which [`Machine::save`] may not be able to
+    /// cope. The guest is to have unmounted them: what still uses them fails. Without any, success.
+    async fn detach_shares(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Brings back those that were taken out, as a restore does by itself. The guest is to mount
+    /// them again.
+    async fn attach_shares(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// Presses the power button; whether the guest heeds it shows in [`Machine::state`].
     async fn request_stop(&self) -> Result<(), MachineError>;
 
@@ -127,4 +140,10 @@ pub trait Machine: Send + Sync {
 
     /// The VM's state, now and as it changes.
     fn state(&self) -> watch::Receiver<MachineState>;
+
+    /// Counts how often a share came anew by itself, after what served it had failed: the guest is to
+    /// mount it again then. Closed at once, or with the VM, when that can't happen.
+    fn shares_renewed(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
 }

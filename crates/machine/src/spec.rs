@@ -153,6 +153,20 @@ impl PartialEq for Tap {
 
 impl Eq for Tap {}
 
+/// A host folder that the guest can mount, by virtiofs.
+///
+/// In the guest, user and group 1000 own what on the host is owned by the daemon's user, or, when
+/// that is root, by who owns the folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// The name the guest mounts it by, at most 36 bytes: `home`.
+    pub tag: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether the host refuses the guest's changes.
+    pub read_only: bool,
+}
+
 /// Everything a backend needs to launch a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -170,6 +184,9 @@ pub struct MachineSpec {
     pub disks: Vec<Disk>,
     /// The network card, when it has one.
     pub network: Option<Network>,
+    /// Host folders the guest can mount. Only for a backend whose
+    /// [`Capabilities::shares`](crate::Capabilities::shares) says so.
+    pub shares: Vec<Share>,
     /// The file its serial console is appended to.
     pub console: PathBuf,
     /// A directory of this VM alone, for the backend's sockets and notes. It exists, and is short

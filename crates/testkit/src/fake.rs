@@ -83,7 +83,7 @@ impl FakeHypervisor {
             capabilities: Capabilities {
                 archs: vec![host],
                 save_restore: true,
-                shares: false,
+                shares: Err("there is no guest".to_owned()),
                 disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
             },
             book: Arc::default(),

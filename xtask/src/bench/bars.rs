@@ -2,12 +2,13 @@
 
 use super::report::Bar;
 use super::stats::Estimate;
-use super::{Raw, connect, exec, forward, idle, image, launch, memory, transfer, tree};
+use super::{Raw, connect, exec, forward, idle, image, launch, memory, suspend, transfer, tree};
 
 /// The bars of all that was measured.
 pub(super) fn of(raw: &Raw) -> Vec<Bar> {
     let mut bars = Vec::new();
     bars.extend(raw.launch.iter().flat_map(of_launch));
+    bars.extend(raw.suspend.iter().flat_map(of_suspend));
     bars.extend(raw.image.iter().flat_map(of_image));
     bars.extend(raw.exec.iter().map(of_exec));
     bars.extend(raw.cli.iter().map(of_cli));
@@ -33,6 +34,29 @@ fn of_launch(launch: &launch::Samples) -> Vec<Bar> {
             "POST …/nodes?wait=agent / bare kernel until its init runs",
             Estimate::of_ratios(&launch.product, &launch.bare),
             2.2,
+        ),
+    ]
+}
+
+fn of_suspend(suspend: &suspend::Samples) -> Vec<Bar> {
+    vec![
+        Bar::ratio(
+            "suspend",
+            "POST …/suspend / QEMU's stop, migrate to a file, fsync, quit by hand",
+            Estimate::of_ratios(&suspend.suspend, &suspend.floor_suspend),
+            1.2,
+        ),
+        Bar::ratio(
+            "restore",
+            "POST …/restore?wait=agent / QEMU -incoming by hand until the agent answers",
+            Estimate::of_ratios(&suspend.restore, &suspend.floor_restore),
+            1.2,
+        ),
+        Bar::limit(
+            "pause, resume",
+            "POST …/pause or …/resume, ms",
+            1e3 * super::median(&suspend.freeze),
+            20.0,
         ),
     ]
 }

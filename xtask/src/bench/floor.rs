@@ -7,7 +7,7 @@ use super::{DISK_SIZE, GROUP, RAM_MB, VCPUS};
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use slicer_api::{Identity, NetworkIdentity};
-use slicer_channel::{Mux, connect, wire};
+use slicer_channel::{Mux, Trigger, connect, wire};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -62,6 +62,15 @@ impl Floor {
 
     /// QEMU's program and the part of its command line that every boot here has.
     fn machine(&self, append: &str) -> Command {
+        let mut command = self.open_machine(append);
+        command
+            .arg("-sandbox")
+            .arg("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        command
+    }
+
+    /// The same, of a QEMU that may start programs.
+    fn open_machine(&self, append: &str) -> Command {
         let kvm = self.accelerator == "kvm";
         let (program, machine, console) = if cfg!(target_arch = "aarch64") {
             let machine = if kvm {
@@ -87,8 +96,6 @@ impl Floor {
             "none",
             "-no-reboot",
         ])
-        .arg("-sandbox")
-        .arg("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
         .args(machine.split(' '))
         .args(["-smp", &VCPUS.to_string(), "-m", &format!("{RAM_MB}M")])
         .arg("-kernel")
@@ -151,6 +158,59 @@ impl Floor {
         Ok(boot)
     }
 
+    /// A guest that is ready, to be suspended and restored by hand.
+    pub(crate) async fn sleeper(&self) -> Result<Sleeper> {
+        let overlay = self.dir.join("sleeper.img");
+        self.clone_disk(&overlay).await?;
+        let mut command = self.open_machine(CMDLINE);
+        command = self.with_devices(command, &overlay);
+        let (child, near, qmp) = self.start(command).await?;
+        let channel = near.try_clone()?;
+        let boot = async {
+            let (mux, driver) = connect(UnixStream::from_std(near)?, wire::HELLO).await?;
+            let resume = mux.resume_trigger();
+            let talk = async {
+                let identity = serde_json::to_string(&identity())?;
+                ask(&mux, "POST", "/identity", &identity).await?;
+                ask(&mux, "GET", "/health?wait=ready", "").await
+            };
+            tokio::select! {
+                ready = talk => ready?,
+                ended = driver => bail!("the guest channel ended: {ended}"),
+            }
+            Ok(resume)
+        };
+        let resume = tokio::time::timeout(BOOT_TIME, boot).await;
+        let resume = resume.context("the guest does not get ready")??;
+        Ok(Sleeper {
+            floor: Self {
+                dir: self.dir.clone(),
+                accelerator: self.accelerator.clone(),
+            },
+            overlay,
+            running: Some((child, qmp, channel)),
+            resume,
+        })
+    }
+
+    /// Starts QEMU with a guest channel and a monitor.
+    async fn start(&self, mut command: Command) -> Result<(Child, StdUnixStream, Monitor)> {
+        let (near, far) = StdUnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        let socket = self.dir.join("floor.qmp");
+        let _ = fs::remove_file(&socket);
+        command
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+        command.as_std_mut().fd_mappings(vec![FdMapping {
+            parent_fd: OwnedFd::from(far),
+            child_fd: AGENT_FD,
+        }])?;
+        let child = command.spawn().context("cannot start QEMU")?;
+        drop(command);
+        Ok((child, near, Monitor::connect(&socket).await?))
+    }
+
     async fn clone_disk(&self, overlay: &Path) -> Result<()> {
         let output = Command::new("qemu-img")
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -166,7 +226,10 @@ impl Floor {
     }
 
     fn full(&self, overlay: &Path) -> Command {
-        let mut command = self.machine(CMDLINE);
+        self.with_devices(self.machine(CMDLINE), overlay)
+    }
+
+    fn with_devices(&self, mut command: Command, overlay: &Path) -> Command {
         let (root, modules) = (
             overlay.display(),
             self.dir.join("kernel").join(GROUP).join("modules.ext4"),
@@ -201,6 +264,133 @@ impl Floor {
             .arg("user,id=net,ipv6=off,net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.254")
             .args(["-device", &format!("virtio-net-pci,netdev=net,mac={MAC}")]);
         command
+    }
+}
+
+/// A guest that is suspended and restored by hand.
+pub(crate) struct Sleeper {
+    floor: Floor,
+    overlay: PathBuf,
+    /// QEMU, its monitor and the host's end of the channel, without which the guest would hang up.
+    running: Option<(Child, Monitor, StdUnixStream)>,
+    resume: Trigger,
+}
+
+impl Sleeper {
+    fn memory(&self) -> PathBuf {
+        self.floor.dir.join("sleeper.memory")
+    }
+
+    /// Seconds from `stop` until the state is on the disk and QEMU has ended.
+    pub(crate) async fn suspend(&mut self) -> Result<f64> {
+        let (mut child, mut qmp, _channel) = self.running.take().context("it is suspended")?;
+        let file = self.memory();
+        let start = Instant::now();
+        qmp.execute(r#"{"execute":"stop"}"#).await?;
+        // The default is made for networks.
+        qmp.execute(
+            r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1099511627776}}"#,
+        )
+        .await?;
+        qmp.execute(&format!(
+            r#"{{"execute":"migrate","arguments":{{"uri":"exec:cat>{}"}}}}"#,
+            file.display()
+        ))
+        .await?;
+        qmp.migrated().await?;
+        let sync = tokio::task::spawn_blocking(move || fs::File::open(file)?.sync_all());
+        sync.await??;
+        qmp.send(r#"{"execute":"quit"}"#).await?;
+        child.wait().await?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Seconds from the start of QEMU until the agent answers.
+    pub(crate) async fn restore(&mut self) -> Result<f64> {
+        let mut command = self.floor.open_machine(CMDLINE);
+        command = self.floor.with_devices(command, &self.overlay);
+        command
+            .arg("-incoming")
+            .arg(format!("exec:cat {}", self.memory().display()));
+        let start = Instant::now();
+        let (child, near, mut qmp) = self.floor.start(command).await?;
+        qmp.migrated().await?;
+        qmp.execute(r#"{"execute":"cont"}"#).await?;
+        let channel = near.try_clone()?;
+        let greet = connect(UnixStream::from_std(near)?, self.resume);
+        let greeted = tokio::time::timeout(BOOT_TIME, greet).await;
+        let (mux, _driver) = greeted.context("the guest does not answer")??;
+        let seconds = start.elapsed().as_secs_f64();
+        self.resume = mux.resume_trigger();
+        self.running = Some((child, qmp, channel));
+        Ok(seconds)
+    }
+
+    pub(crate) async fn end(self) -> Result<()> {
+        if let Some((child, ..)) = self.running {
+            end(child).await?;
+        }
+        Ok(())
+    }
+}
+
+/// QEMU's monitor, spoken to by hand.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    async fn connect(socket: &Path) -> Result<Self> {
+        let connected = async {
+            loop {
+                match UnixStream::connect(socket).await {
+                    Ok(stream) => break stream,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        let stream = tokio::time::timeout(BOOT_TIME, connected).await?;
+        let mut this = Self(BufReader::new(stream));
+        this.line().await?;
+        this.execute(r#"{"execute":"qmp_capabilities"}"#).await?;
+        Ok(this)
+    }
+
+    async fn line(&mut self) -> Result<serde_json::Value> {
+        let mut line = String::new();
+        ensure!(
+            self.0.read_line(&mut line).await? > 0,
+            "QEMU's monitor ended"
+        );
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    async fn send(&mut self, command: &str) -> Result<()> {
+        Ok(self.0.get_mut().write_all(command.as_bytes()).await?)
+    }
+
+    async fn execute(&mut self, command: &str) -> Result<serde_json::Value> {
+        self.send(command).await?;
+        loop {
+            let line = self.line().await?;
+            ensure!(line.get("error").is_none(), "{command}: {line}");
+            if let Some(value) = line.get("return") {
+                return Ok(value.clone());
+            }
+        }
+    }
+
+    /// Waits until a state is written or read.
+    async fn migrated(&mut self) -> Result<()> {
+        let over = async {
+            loop {
+                let query = self.execute(r#"{"execute":"query-migrate"}"#).await?;
+                match query["status"].as_str() {
+                    Some("completed") => return Ok(()),
+                    Some("failed") => bail!("the migration failed: {query}"),
+                    _ => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
+            }
+        };
+        tokio::time::timeout(BOOT_TIME, over).await?
     }
 }
 
@@ -242,6 +432,7 @@ fn identity() -> Identity {
         imported_keys: Vec::new(),
         userdata: None,
         entrypoint: None,
+        shares: Vec::new(),
     }
 }
 

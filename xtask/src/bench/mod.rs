@@ -17,6 +17,7 @@ mod memory;
 mod pipe;
 mod report;
 mod stats;
+mod suspend;
 mod transfer;
 mod tree;
 
@@ -62,6 +63,8 @@ pub(crate) struct Args {
 enum Part {
     /// Launches
     Launch,
+    /// VMs to disk and back
+    Suspend,
     /// Images as disks
     Image,
     /// The idle daemon
@@ -84,6 +87,7 @@ enum Part {
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 struct Plan {
     launch_pairs: u32,
+    suspend_pairs: u32,
     image_pairs: u32,
     exec_rounds: u32,
     cli_rounds: u32,
@@ -106,6 +110,7 @@ impl Args {
             let pairs = self.pairs.min(5);
             Plan {
                 launch_pairs: pairs,
+                suspend_pairs: pairs,
                 image_pairs: pairs.min(3),
                 exec_rounds: 200,
                 cli_rounds: 20,
@@ -124,6 +129,7 @@ impl Args {
         } else {
             Plan {
                 launch_pairs: self.pairs,
+                suspend_pairs: self.pairs,
                 // One by hand takes ten times as long as ours.
                 image_pairs: self.pairs.min(8),
                 exec_rounds: 400,
@@ -146,6 +152,7 @@ impl Args {
         let if_wanted = |part, amount| if wanted(part) { amount } else { 0 };
         Plan {
             launch_pairs: if_wanted(Part::Launch, all.launch_pairs),
+            suspend_pairs: if_wanted(Part::Suspend, all.suspend_pairs),
             image_pairs: if_wanted(Part::Image, all.image_pairs),
             exec_rounds: if_wanted(Part::Exec, all.exec_rounds),
             cli_rounds: if_wanted(Part::Exec, all.cli_rounds),
@@ -172,6 +179,7 @@ impl Args {
 #[derive(Default, Serialize)]
 struct Raw {
     launch: Option<launch::Samples>,
+    suspend: Option<suspend::Samples>,
     image: Option<image::Samples>,
     idle: Option<idle::Samples>,
     exec: Option<exec::Samples>,
@@ -193,6 +201,7 @@ impl Raw {
     fn story(&self) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.launch.iter().flat_map(launch::Samples::story));
+        lines.extend(self.suspend.iter().flat_map(suspend::Samples::story));
         lines.extend(self.image.iter().flat_map(image::Samples::story));
         lines.extend(self.exec.iter().map(exec::Samples::story));
         lines.extend(self.cli.iter().map(exec::CliSamples::story));
@@ -270,6 +279,9 @@ async fn measure(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
     let floor = floor::Floor::of(dir)?;
     if plan.launch_pairs > 0 {
         raw.launch = Some(launch::measure(plan.launch_pairs, &client, &floor).await?);
+    }
+    if plan.suspend_pairs > 0 {
+        raw.suspend = Some(suspend::measure(plan.suspend_pairs, &client, &floor).await?);
     }
     daemon.stop(false).await?;
 

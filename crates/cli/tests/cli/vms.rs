@@ -201,8 +201,15 @@ fn vms_are_driven_by_hostname_or_friendly_name() {
         match &*line {
             "GET /nodes?tag=name%3Dweb" => json(200, format!("[{}]", node("sbox-1", "[]"))),
             "GET /nodes?tag=name%3Dghost" => json(200, "[]"),
-            "POST /vm/sbox-1/pause" | "POST /vm/sbox-1/resume" | "POST /vm/sbox-1/shutdown" => {
-                reply(200, "text/plain", "")
+            "POST /vm/sbox-1/pause"
+            | "POST /vm/sbox-1/resume"
+            | "POST /vm/sbox-1/suspend"
+            | "POST /vm/sbox-1/shutdown" => reply(200, "text/plain", ""),
+            "POST /vm/sbox-1/restore?wait=agent&timeout=300000ms" => {
+                reply(200, "text/plain", "VM restored\n")
+            }
+            "POST /vm/sbox-1/restore?wait=agent&timeout=1000ms" => {
+                reply(200, "text/plain", "VM sbox-1 was booted: why not\n")
             }
             "POST /vm/sbox-1/relaunch" => json(
                 200,
@@ -224,6 +231,9 @@ fn vms_are_driven_by_hostname_or_friendly_name() {
         (&["vm", "pause", "sbox-1"][..], "VM paused: sbox-1\n"),
         (&["vm", "pause", "web"], "VM paused: web\n"),
         (&["vm", "resume", "web"], "VM resumed: web\n"),
+        (&["vm", "suspend", "web"], "VM suspended: web\n"),
+        (&["vm", "restore", "web"], "VM restored: web\n"),
+        (&["vm", "restore", "web", "--timeout=1s"], ""),
         (&["vm", "shutdown", "web"], "VM shutting down: web\n"),
         (&["vm", "relaunch", "web"], "VM relaunched: web\n"),
         (&["relaunch", "sbox-1"], "VM relaunched: sbox-1\n"),

@@ -3,6 +3,7 @@
 use super::network::{NetworkConfig, read_network};
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
+use super::shares::{self, ShareConfig};
 use super::unserved;
 use crate::github::check_user;
 use slicer_api::{Forward, ForwardListen};
@@ -81,6 +82,8 @@ pub struct HostGroupConfig {
     pub ssh_keys: Vec<String>,
     /// The GitHub user whose public keys are let in as well; empty is nobody.
     pub github_user: String,
+    /// What of the host the VMs see.
+    pub shares: Vec<ShareConfig>,
 }
 
 /// What the whole configuration gives to every group.
@@ -194,6 +197,7 @@ fn read_group(
     let image = read_image(table, shared, report);
     let userdata = read_userdata(table, shared, report);
     let forwards = read_forwards(table, shared, report);
+    let shares = shares::read(table, shared.home, report);
     let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
     let github_user = read_github_user(table, report).map(|own| {
         if own.is_empty() {
@@ -246,6 +250,7 @@ fn read_group(
         dns_servers: dns_servers?,
         ssh_keys: ssh_keys?,
         github_user: github_user?,
+        shares: shares?,
     })
 }
 

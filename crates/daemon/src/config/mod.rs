@@ -9,6 +9,7 @@ mod groups;
 mod network;
 mod reader;
 mod report;
+mod shares;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use groups::{HostGroupConfig, Userdata};
 pub(crate) use network::MAX_DESTINATIONS;
 pub use network::{NetworkConfig, NetworkMode};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
+pub use shares::ShareConfig;
 pub use template::template;
 
 use reader::Table;

@@ -58,6 +58,9 @@ config:
       network:
         mode: nat
         gateway: 192.168.64.1/24
+      # What it sees of this machine at ~/home, and ~/host: your home directory. "" is nothing,
+      # "~/code/" less.
+      share_home: "~/"
       # What of it is reachable on this machine: Docker, and the API of K3s. Nothing answers until
       # they are installed. Their ports and sockets are those of `slicer vm forward -L`.
       forwards:
@@ -70,6 +73,7 @@ config:
       vcpu: @SBOX_VCPU@
       ram_gb: @SBOX_RAM@
       storage_size: 15G
+      share_home: ""
       network:
         mode: nat
         gateway: 192.168.64.1/24

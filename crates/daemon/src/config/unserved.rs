@@ -77,12 +77,6 @@ const ROWS: &[Row] = &[
     ),
     row(
         GROUP,
-        "share_home",
-        Kind::Text,
-        "no host directory is shared with the VMs",
-    ),
-    row(
-        GROUP,
         "rosetta",
         Kind::Switch,
         "VMs run programs of their own architecture",

@@ -6,10 +6,11 @@ use crate::DaemonError;
 use crate::config::NetworkConfig;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
+use crate::shares::for_machine;
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec};
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, Share};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,7 @@ pub(super) async fn launch(
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
+    let shares = shares(shared, image, record)?;
     let prepared = image.prepare().await?;
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
@@ -41,8 +43,11 @@ pub(super) async fn launch(
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
     let card = shared.networking.card(network, record).await?;
-    let mut spec = spec(shared, record, &prepared, disk);
-    spec.network = Some(card.network);
+    let spec = MachineSpec {
+        shares,
+        network: Some(card.network),
+        ..spec(shared, record, &prepared, disk)
+    };
     let machine = shared.hypervisor.launch(spec).await?;
     shared.networking.keep(card.link, &*machine);
     info!("{name}: launched in {:.0?}", started.elapsed());
@@ -51,12 +56,24 @@ pub(super) async fn launch(
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint,
+        restored: false,
         state_lost: None,
     })
 }
 
-/// What a VM's machine is made of, but for its network card, which is made anew each time. Of the same
-/// record and image, it is the same.
+/// The host folders a VM gets.
+pub(super) fn shares(
+    shared: &Shared,
+    image: &GroupImage,
+    record: &VmRecord,
+) -> Result<Vec<Share>, DaemonError> {
+    let capabilities = shared.hypervisor.capabilities();
+    let shares = &image.group().shares;
+    for_machine(&record.hostname, shares, capabilities, &shared.work)
+}
+
+/// What a VM's machine is made of, besides host folders and its network card, which is made anew each
+/// time. Of the same record, image and configuration, it is the same.
 pub(super) fn spec(
     shared: &Shared,
     record: &VmRecord,
@@ -94,6 +111,7 @@ pub(super) fn spec(
             },
         ],
         network: None,
+        shares: Vec::new(),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }

@@ -1,7 +1,7 @@
 //! A VM whose memory is on disk: how it gets there, and back.
 
 use super::handle::Reply;
-use super::launch::{launch, spec};
+use super::launch::{launch, shares, spec};
 use super::{DiskGate, Launched, Phase, Progress, Vm};
 use crate::DaemonError;
 use crate::config::NetworkConfig;
@@ -9,9 +9,10 @@ use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::saved::{self, Saved};
+use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use slicer_api::ApiError;
-use slicer_machine::{Machine, MachineError};
+use slicer_machine::{Machine, MachineError, MachineSpec};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -58,12 +59,28 @@ impl Vm {
         }
         let started = Instant::now();
         let was = self.phase();
-        if was == Phase::Running {
+        let shares = !for_guest(
+            &self.image.group().shares,
+            self.shared.hypervisor.capabilities(),
+        )
+        .is_empty();
+        if was == Phase::Paused && shares {
+            // A guest lets go of host folders itself.
+            self.freeze(false).await?;
+        }
+        if self.phase() == Phase::Running {
             // So that little is missing from the disk, should the state never be taken up.
             if let Err(e) = guest::quiesce(&*machine).await {
                 warn!("{name}: its agent could not prepare for it: {e}");
             }
-            self.freeze(true).await?;
+            let held = match machine.detach_shares().await {
+                Ok(()) => self.freeze(true).await,
+                Err(e) => Err(ApiError::internal(format!("cannot suspend VM {name}: {e}"))),
+            };
+            if let Err(e) = held {
+                self.go_on(machine, tasks).await;
+                return Err(e);
+            }
         }
         tasks.shutdown().await;
         match self.save_state(&machine, restore_at_start).await {
@@ -79,9 +96,7 @@ impl Vm {
                 {
                     warn!("{name}: {}", e.message);
                 }
-                // Those who attended to the guest are gone.
-                self.view.send_modify(|v| v.ready = false);
-                self.attend(machine, tasks);
+                self.go_on(machine, tasks).await;
                 let text = format!("cannot suspend VM {name}: {e}");
                 return Err(if e.is_disk_full() {
                     ApiError::insufficient_storage(format!("{text}: {}", crate::error::FREE_SPACE))
@@ -96,6 +111,17 @@ impl Vm {
         self.set(Phase::Suspended(None));
         info!("{name}: suspended in {:.0?}", started.elapsed());
         Ok(())
+    }
+
+    /// Has a guest that was made ready to be saved go on as before: it gets its host folders back, and
+    /// somebody who attends to it, for those who did are gone.
+    async fn go_on(&mut self, machine: Arc<dyn Machine>, tasks: &mut JoinSet<Progress>) {
+        tasks.shutdown().await;
+        if let Err(e) = machine.attach_shares().await {
+            warn!("{}: {e}", self.record.hostname);
+        }
+        self.view.send_modify(|v| v.ready = false);
+        self.attend(machine, tasks);
     }
 
     async fn save_state(
@@ -117,7 +143,7 @@ impl Vm {
         Ok(())
     }
 
-    async fn spec(&self) -> Result<slicer_machine::MachineSpec, DaemonError> {
+    async fn spec(&self) -> Result<MachineSpec, DaemonError> {
         let prepared = self.image.prepare().await?;
         let Some(disk) = self.record.disk else {
             return Err(DaemonError::Internal("saving a VM that has no disk"));
@@ -206,7 +232,10 @@ async fn restore(
     let Some(disk) = record.disk else {
         return Err(Failure::Worthless("its disk is gone".to_owned()));
     };
-    let mut spec = spec(shared, record, &prepared, disk);
+    let mut spec = MachineSpec {
+        shares: shares(shared, image, record).map_err(Failure::Passing)?,
+        ..spec(shared, record, &prepared, disk)
+    };
     let (work, vm, checked) = (shared.work.clone(), name.clone(), spec.clone());
     let found = spawn_blocking(move || {
         let saved = Saved::load(&work, &vm).ok_or("there is none that can be read".to_owned())?;
@@ -238,18 +267,13 @@ async fn restore(
         Err(e) => return Err(Failure::Passing(e.into())),
     };
     shared.networking.keep(card.link, &*machine);
-    // It runs, so what is on disk is history. Should the daemon die before it is gone, the stamps
-    // tell whether the guest has written anything since.
-    let (work, vm) = (shared.work.clone(), name.clone());
-    if let Ok(Err(e)) = spawn_blocking(move || saved::discard(&work, &vm)).await {
-        warn!("{name}: {e}");
-    }
     info!("{name}: restored in {:.0?}", started.elapsed());
     Ok(Launched {
         disk,
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint: record.entrypoint.clone(),
+        restored: true,
         state_lost: None,
     })
 }

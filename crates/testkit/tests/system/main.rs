@@ -28,6 +28,7 @@ mod many;
 mod memory;
 mod network;
 mod power;
+mod shares;
 mod shell;
 mod ssh;
 mod stats;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        shares::trials(),
         suspend::trials(),
         network::trials(),
         many::trials(),

@@ -239,7 +239,9 @@ async fn isolated() {
 async fn without_privileges() {
     let words = ["setpriv", "--bounding-set=-net_admin", "--"];
     let mut setup = Setup::of([SBOX]);
-    setup.group = "      network: {mode: bridge, gateway: 10.79.0.1/24}\n".to_owned();
+    setup
+        .group
+        .push_str("      network: {mode: bridge, gateway: 10.79.0.1/24}\n");
     setup.wrap = words.map(str::to_owned).to_vec();
     let daemon = TestDaemon::start(&setup);
     let query = "/hostgroup/sbox/nodes?wait=agent&timeout=60s";

@@ -88,7 +88,7 @@ fn proxy(connection: &Connection, endpoint: &Endpoint) -> Result<Vec<String>, Cl
             "the token is not written down: ssh will need SLICER_TOKEN, or give --token-file here",
         ),
         (None, Some(file)) => {
-            words.extend(["--token-file".to_owned(), absolute(Path::new(&file))?])
+            words.extend(["--token-file".to_owned(), absolute(Path::new(&file))?]);
         }
         (None, None) => {}
     }

@@ -3,6 +3,7 @@
 mod api;
 mod docs;
 mod groups;
+mod shares;
 
 use super::*;
 use proptest::prelude::*;
@@ -71,6 +72,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 forwards: vec![],
                 ssh_keys: vec![],
                 github_user: String::new(),
+                shares: vec![],
             }],
             hypervisor: Hypervisor::Qemu,
             kernel_image: None,
@@ -238,7 +240,6 @@ fn unknown_keys_are_warned_of_with_what_they_resemble() {
 fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     let asking = group(&[
         "storage: zfs",
-        "share_home: ~/",
         "rosetta: true",
         "sleep_action: prevent",
         "ca: {generate: true, files: [a.pem]}",
@@ -247,7 +248,7 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     ]) + "  kernel_file: k\n  network_name: n\n  \
           pci: {a-1: [0]}\n  ssh: {port: 2222, bind_address: 0.0.0.0}\n";
     let (_, warnings) = parse(&asking).unwrap();
-    assert_eq!(warnings.len(), 13, "{warnings:#?}");
+    assert_eq!(warnings.len(), 12, "{warnings:#?}");
     for warning in &warnings {
         assert_eq!(warning.kind, WarningKind::NotServed, "{warning}");
     }
@@ -258,7 +259,6 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
 
     let silent = group(&[
         "storage: image",
-        "share_home: ''",
         "rosetta: false",
         "sleep_action: none",
         "ca: {generate: false, files: []}",

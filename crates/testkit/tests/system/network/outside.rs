@@ -73,7 +73,7 @@ impl Outside {
         within(world, || {
             let dns = UdpSocket::bind((WORLD, 53)).unwrap();
             thread::spawn(move || resolve(&dns));
-            PORTS.map(tell_who);
+            PORTS.into_iter().for_each(tell_who);
         });
         within(host, || tell_who(PORTS[0]));
         this
