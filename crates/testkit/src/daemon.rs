@@ -143,6 +143,7 @@ pub struct TestDaemon {
     _temp: Option<tempfile::TempDir>,
     child: Option<Child>,
     env: Vec<(&'static str, String)>,
+    wrap: Vec<String>,
 }
 
 impl TestDaemon {
@@ -158,6 +159,7 @@ impl TestDaemon {
             _temp: Some(temp),
             child: None,
             env: setup.env.clone(),
+            wrap: setup.wrap.clone(),
         };
         this.launch();
         this
@@ -175,6 +177,7 @@ impl TestDaemon {
             _temp: Some(temp),
             child: None,
             env: Vec::new(),
+            wrap: Vec::new(),
         };
         this.launch();
         this
@@ -196,6 +199,7 @@ impl TestDaemon {
             _temp: None,
             child: None,
             env: Vec::new(),
+            wrap: Vec::new(),
         };
         this.launch();
         this
@@ -209,6 +213,7 @@ impl TestDaemon {
             _temp: None,
             child: None,
             env: setup.env.clone(),
+            wrap: setup.wrap.clone(),
         };
         this.launch();
         this
@@ -233,7 +238,8 @@ impl TestDaemon {
         let log = self.log_file();
         let begun = fs::metadata(&log).map_or(0, |m| m.len());
         let stderr = OpenOptions::new().create(true).append(true).open(&log);
-        let mut start = command(&self.dir, spawn::mortal(&self.program));
+        let program = spawn::wrapped(&self.wrap, &self.program);
+        let mut start = command(&self.dir, program);
         start
             .arg("up")
             .args(args)
