@@ -73,12 +73,12 @@ async fn every_point_is_tested() {
 async fn dies(daemon: &mut TestDaemon, point: &str, command: &[&str]) -> CliOutput {
     daemon.launch_to_die_at(point);
     let said = daemon.cli(command).await;
-    again(daemon, point);
+    again(daemon, point).await;
     said
 }
 
 /// Waits until the daemon has died at this point, and starts it again.
-fn again(daemon: &mut TestDaemon, point: &str) {
+async fn again(daemon: &mut TestDaemon, point: &str) {
     let before = daemon.processes();
     let status = daemon.wait_exit(LIMIT);
     assert_eq!(status.signal(), Some(9), "{point}: {status}");
@@ -87,6 +87,8 @@ fn again(daemon: &mut TestDaemon, point: &str) {
         "{point}: QEMU outlives its daemon"
     );
     daemon.launch();
+    // Its socket is there before it has looked around; answers come after.
+    names(&daemon.client()).await;
     tidy(daemon.dir(), point);
 }
 
@@ -166,7 +168,7 @@ async fn killed_while_launching_and_deleting() {
             ok(&daemon, &launch).await;
             let said = daemon.cli(&["vm", "delete", "sbox-1"]).await;
             assert_ne!(said.code, 0, "{point}: {said:?}");
-            again(&mut daemon, point);
+            again(&mut daemon, point).await;
             if kept && status(&daemon, "sbox-1").await.is_some() {
                 ok(&daemon, &["vm", "delete", "sbox-1"]).await;
             }
@@ -192,7 +194,7 @@ async fn killed_while_suspending_and_restoring() {
         says(&daemon.client(), "sbox-1", "echo here > /dev/shm/note").await;
         let said = daemon.cli(&["vm", "suspend", "sbox-1"]).await;
         assert_ne!(said.code, 0, "{point}: {said:?}");
-        again(&mut daemon, point);
+        again(&mut daemon, point).await;
         let whole = ["suspend.saved", "suspend.ended"].contains(&point);
         let expected = if whole {
             NodeStatus::Suspended
@@ -337,7 +339,7 @@ async fn killed_while_pulling_and_building() {
             fs::remove_file(daemon.dir().join(name)).unwrap();
         }
         daemon.launch_to_die_at(point);
-        again(&mut daemon, point);
+        again(&mut daemon, point).await;
         ok(&daemon, &["vm", "launch", "sbox"]).await;
         ok(&daemon, &["vm", "delete", "sbox-1"]).await;
         tidy(daemon.dir(), point);
