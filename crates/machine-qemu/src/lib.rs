@@ -9,6 +9,7 @@
 mod accel;
 mod args;
 mod channel;
+mod memory;
 mod process;
 mod qmp;
 mod save;

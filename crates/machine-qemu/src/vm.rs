@@ -3,12 +3,15 @@
 use crate::accel::Accelerator;
 use crate::args;
 use crate::channel::{Channel, Keeper, channel};
+use crate::memory::Status;
 use crate::process::{Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::save::{Migration, Note, Origin};
 use async_trait::async_trait;
 use serde_json::Value;
-use slicer_machine::{GuestStream, Machine, MachineError, MachineSpec, MachineState, StopReason};
+use slicer_machine::{
+    GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, StopReason,
+};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
@@ -30,6 +33,7 @@ pub(crate) struct QemuMachine {
     qmp: Arc<Qmp>,
     pub(crate) channel: Channel,
     pub(crate) state: watch::Receiver<MachineState>,
+    status: Status,
     /// How far a state is that is being written or read.
     pub(crate) migration: watch::Receiver<Migration>,
     pub(crate) origin: Origin,
@@ -72,6 +76,7 @@ impl QemuMachine {
         };
         let mut child = spawner.spawn(start).await?;
         write_note(&spec.state_dir, &child)?;
+        let status = Status::open(&child)?;
 
         let (event_tx, events) = mpsc::channel(64);
         let connect = async {
@@ -118,6 +123,7 @@ impl QemuMachine {
             qmp: Arc::new(qmp),
             channel,
             state,
+            status,
             migration,
             origin: Origin::of(spec, accel),
             kill,
@@ -217,6 +223,10 @@ impl Machine for QemuMachine {
                 why: "the QEMU process does not end".to_owned(),
             }),
         }
+    }
+
+    fn host_memory(&self) -> Option<HostMemory> {
+        self.status.memory()
     }
 
     fn state(&self) -> watch::Receiver<MachineState> {

@@ -27,6 +27,7 @@ mod listen;
 mod many;
 mod memory;
 mod power;
+mod reclaim;
 mod shell;
 mod stats;
 mod suspend;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     // First what has the longest to wait, last what disturbs.
     let trials = [
         docker::trials(),
+        reclaim::trials(),
         tour::trials(&tour),
         contract::trials(),
         exec::trials(&tour),
