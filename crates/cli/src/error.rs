@@ -1,6 +1,7 @@
 //! How a command fails: what is said, which hint is given, how the process exits.
 
 use crate::commands::docker::{DockerError, StoreError};
+use crate::commands::ssh::SshError;
 use crate::output;
 use slicer_client::{ClientError, CopyError, DiscoverError};
 use slicer_forward::ListenError;
@@ -33,6 +34,8 @@ pub(crate) enum CliError {
     Discover(#[from] DiscoverError),
     #[error(transparent)]
     Docker(#[from] DockerError),
+    #[error(transparent)]
+    Ssh(#[from] SshError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
@@ -139,6 +142,7 @@ impl CliError {
                 Some("`slicer vm list` shows all VMs")
             }
             Self::Docker(e) => e.hint(),
+            Self::Ssh(e) => e.hint(),
             Self::ManyGroups(_) => Some("`slicer vm group` shows what each of them gives a VM"),
             Self::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("put it beside this command or on the PATH")

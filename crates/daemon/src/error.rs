@@ -4,6 +4,7 @@ use crate::config::ConfigError;
 use slicer_api::ApiError;
 use slicer_image::ImageError;
 use slicer_machine::MachineError;
+use slicer_network::NetworkError;
 use slicer_registry::PullError;
 use std::error::Error;
 use std::io;
@@ -28,6 +29,9 @@ pub enum DaemonError {
     /// The hypervisor failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// A network could not be made, or taken down.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// Another daemon works in this directory.
     #[error(
         "another slicer-mac{} already runs in {}: stop it first, or use another directory",

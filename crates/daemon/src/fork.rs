@@ -2,11 +2,12 @@
 
 use crate::DaemonError;
 use crate::commits::{self, CommitRecord};
+use crate::network::check_override;
 use crate::record::{VmRecord, draw_mac};
 use crate::supervisor::{Supervisor, check_size};
 use crate::tags;
 use crate::vm::{Phase, VmHandle};
-use slicer_api::{ApiError, CommitRequest, Fixup, ForkRequest, TagMode, Timestamp};
+use slicer_api::{ApiError, CommitRequest, Fixup, ForkRequest, NetworkPolicy, TagMode, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,13 +79,6 @@ impl Supervisor {
     pub(crate) async fn fork(&self, id: &str, request: &ForkRequest) -> Result<VmHandle, ApiError> {
         self.shared.commits.get(id)?;
         tags::check(&request.tags)?;
-        let network = request.network.as_ref();
-        if network.is_some_and(|n| n.allow.is_some() || n.drop.is_some()) {
-            return Err(ApiError::bad_request(
-                "network allow and drop lists need an isolated network, which host groups of mode \
-                 nat don't have",
-            ));
-        }
         if let Some(names) = request.secrets.clone().filter(|names| !names.is_empty()) {
             let secrets = self.secrets();
             let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
@@ -100,6 +94,10 @@ impl Supervisor {
             ))
         })?;
         check_size(&group.config, "vcpu", request.vcpu, request.ram_bytes)?;
+        let network = request.network.as_ref();
+        if let Some(policy) = network.filter(|n| n.allow.is_some() || n.drop.is_some()) {
+            check_override(&group.config.network, policy)?;
+        }
         let all = fork_tags(&commit.source.tags, request);
         tags::check(&all)?;
         let group_size = (group.config.vcpu, group.config.ram_bytes);
@@ -136,6 +134,17 @@ fn fork_tags(source: &[String], request: &ForkRequest) -> Vec<String> {
     tags
 }
 
+/// The network lists of a fork: its own, and those of its source that it has none of.
+fn policy(source: Option<&NetworkPolicy>, own: Option<&NetworkPolicy>) -> Option<NetworkPolicy> {
+    let (Some(source), Some(own)) = (source, own) else {
+        return own.or(source).cloned();
+    };
+    Some(NetworkPolicy {
+        allow: own.allow.clone().or(source.allow.clone()),
+        drop: own.drop.clone().or(source.drop.clone()),
+    })
+}
+
 /// The record of a fork, but for what is given to it: name, address and tags. What the disk has
 /// already, such as keys and what its userdata did, is as it was.
 fn child(commit: &CommitRecord, request: &ForkRequest) -> Result<VmRecord, DaemonError> {
@@ -159,6 +168,7 @@ fn child(commit: &CommitRecord, request: &ForkRequest) -> Result<VmRecord, Daemo
             asked => asked,
         },
         secrets: request.secrets.clone().or(source.secrets.clone()),
+        network: policy(source.network.as_ref(), request.network.as_ref()),
         disk: None,
         commit_id: None,
         parent_commit_id: Some(commit.id.clone()),

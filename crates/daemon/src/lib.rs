@@ -19,6 +19,7 @@ mod guest;
 mod host;
 mod images;
 mod metrics;
+mod network;
 mod record;
 mod saved;
 mod secrets;

@@ -2,9 +2,14 @@
 
 use crate::files;
 use crate::workdir::WorkDir;
-use crate::{DaemonError, config::HostGroupConfig};
+use crate::{
+    DaemonError,
+    config::{HostGroupConfig, NetworkMode},
+};
 use serde::{Deserialize, Serialize};
-use slicer_api::{CreateNode, CreatedNode, Entrypoint, Fixup, Node, NodeStatus, Timestamp};
+use slicer_api::{
+    CreateNode, CreatedNode, Entrypoint, Fixup, NetworkPolicy, Node, NodeStatus, Timestamp,
+};
 use slicer_image::FileFormat;
 use slicer_machine::{DiskFormat, MacAddress};
 use std::fs;
@@ -42,6 +47,9 @@ pub(crate) struct VmRecord {
     /// The secrets it may see; none is all.
     #[serde(default)]
     pub(crate) secrets: Option<Vec<String>>,
+    /// Where it may connect to, in place of what its group says.
+    #[serde(default)]
+    pub(crate) network: Option<NetworkPolicy>,
     /// Whether it runs its image's entrypoint, and what that is once it is known.
     #[serde(default)]
     pub(crate) wants_entrypoint: bool,
@@ -137,6 +145,10 @@ impl VmRecord {
             imported_keys: None,
             userdata: request.userdata.clone(),
             secrets: request.secrets.clone(),
+            network: request.network.clone().filter(|n| {
+                group.network.mode == NetworkMode::Isolated
+                    && (n.allow.is_some() || n.drop.is_some())
+            }),
             wants_entrypoint: request.entrypoint.unwrap_or(group.entrypoint),
             entrypoint: None,
             image: group.image.clone(),
@@ -272,6 +284,7 @@ pub(crate) mod tests {
             imported_keys: None,
             userdata: String::new(),
             secrets: None,
+            network: None,
             wants_entrypoint: false,
             entrypoint: None,
             image: "oci:/x".into(),

@@ -3,11 +3,12 @@
 use crate::DaemonError;
 use crate::bases::Bases;
 use crate::commits::{self, CommitRecord, Commits};
-use crate::config::{Config, HostGroupConfig, Userdata};
+use crate::config::{Config, HostGroupConfig, NetworkMode, Userdata};
 use crate::forwards;
 use crate::github::Github;
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
+use crate::network::{self, Networking, check_override};
 use crate::record::VmRecord;
 use crate::saved::{self, Saved};
 use crate::secrets::Secrets;
@@ -17,7 +18,7 @@ use crate::vm::{self, Phase, Start, VmHandle, remove_files};
 use crate::workdir::WorkDir;
 use slicer_api::{ApiError, CreateNode, HostGroup, TagsChange};
 use slicer_machine::{Arch, Hypervisor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) github: Github,
     pub(crate) commits: Commits,
+    pub(crate) networking: Networking,
     vms: Mutex<BTreeMap<String, VmHandle>>,
 }
 
@@ -114,6 +116,7 @@ impl Supervisor {
                 )),
             })
             .collect();
+        let networking = Networking::open(&work, tasks.clone()).await?;
         let shared = Arc::new(Shared {
             secrets: Arc::new(Secrets::open(work.root())?),
             work,
@@ -121,6 +124,7 @@ impl Supervisor {
             arch,
             github: Github::from_env(),
             commits,
+            networking,
             vms: Mutex::default(),
         });
         let this = Arc::new(Self {
@@ -152,7 +156,9 @@ impl Supervisor {
     /// is suspended there is nothing that ran: it is listed, ephemeral or not.
     async fn recover(&self) -> Result<(), DaemonError> {
         let work = &self.shared.work;
-        for record in VmRecord::load_all(work)? {
+        let records = VmRecord::load_all(work)?;
+        let mut ips: BTreeSet<Ipv4Addr> = records.iter().map(|r| r.ip).collect();
+        for mut record in records {
             let name = record.hostname.clone();
             self.shared.hypervisor.reap(&work.run(&name)).await?;
             let saved = Saved::load(work, &name);
@@ -169,6 +175,9 @@ impl Supervisor {
                 );
                 continue;
             };
+            if network::readdress(&group.config.network, &mut record, &mut ips) {
+                record.save(work)?;
+            }
             // Those the configuration declares are started by `start_configured`.
             let declared = record.configured
                 && index(&record.group, &name).is_some_and(|n| n <= group.config.count);
@@ -243,7 +252,7 @@ impl Supervisor {
     /// Gives a VM whose record is on disk its actor.
     fn adopt(&self, group: &Group, record: VmRecord, start: Start) -> VmHandle {
         let name = record.hostname.clone();
-        let network = (group.config.network.gateway, group.config.network.prefix);
+        let network = Arc::new(group.config.network.clone());
         let (handle, actor) = vm::actor(
             self.shared.clone(),
             group.image.clone(),
@@ -421,7 +430,7 @@ impl Supervisor {
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
             let record = make(name.clone(), ip)?;
-            let network = (group.config.network.gateway, group.config.network.prefix);
+            let network = Arc::new(group.config.network.clone());
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
                 group.image.clone(),
@@ -438,10 +447,14 @@ impl Supervisor {
         let (tx, rx) = oneshot::channel();
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
+            slicer_fault::point("launch.named");
             let (work, saved) = (shared.work.clone(), record.clone());
             let saved = tokio::task::spawn_blocking(move || saved.save(&work)).await;
             let saved = saved.unwrap_or(Err(DaemonError::Internal("writing a record")));
             let durable = saved.is_ok();
+            if durable {
+                slicer_fault::point("launch.recorded");
+            }
             if !durable {
                 shared.forget(&record.hostname);
             }
@@ -512,6 +525,9 @@ impl Supervisor {
         self.tasks.close();
         // Actors end with their VMs; what else runs is not worth waiting for.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await;
+        if let Err(e) = self.shared.networking.close().await {
+            warn!("{e}");
+        }
     }
 }
 
@@ -604,11 +620,10 @@ fn check(group: &HostGroupConfig, request: &CreateNode) -> Result<(), ApiError> 
             MAX_USERDATA >> 10
         )));
     }
-    if request.network.as_ref().is_some_and(|n| !n.is_empty()) {
-        return Err(ApiError::bad_request(
-            "network allow and drop lists need an isolated network, which host groups of mode nat \
-             don't have",
-        ));
+    if let Some(policy) = &request.network
+        && !(policy.is_empty() && group.network.mode != NetworkMode::Isolated)
+    {
+        check_override(&group.network, policy)?;
     }
     tags::check(&request.tags)
 }

@@ -14,6 +14,7 @@ pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
+use crate::config::NetworkConfig;
 use crate::error::FREE_SPACE;
 use crate::forwards::Mappings;
 use crate::guest;
@@ -27,6 +28,7 @@ use handle::{Command, Reply};
 use launch::{import_keys, launch};
 use slicer_api::{ApiError, Entrypoint, Identity, NetworkIdentity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
+use slicer_network::NetworkError;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -59,7 +61,7 @@ pub(crate) fn actor(
     image: Arc<GroupImage>,
     record: VmRecord,
     dns: Vec<Ipv4Addr>,
-    network: (Ipv4Addr, u8),
+    network: Arc<NetworkConfig>,
     forwards: Mappings,
     start: Start,
 ) -> (VmHandle, impl Future<Output = ()>) {
@@ -106,8 +108,7 @@ struct Vm {
     image: Arc<GroupImage>,
     record: VmRecord,
     dns: Vec<Ipv4Addr>,
-    /// Gateway and prefix length.
-    network: (Ipv4Addr, u8),
+    network: Arc<NetworkConfig>,
     view: watch::Sender<View>,
     /// Its guest was ready once in the life of its machine.
     was_ready: bool,
@@ -454,6 +455,11 @@ impl Vm {
                         return self.failed(&e).await;
                     }
                 }
+                slicer_fault::point(if launched.restored {
+                    "restore.running"
+                } else {
+                    "launch.running"
+                });
                 self.view.send_modify(|v| {
                     v.machine = Some(machine.clone());
                     v.phase = Phase::Running;
@@ -533,6 +539,10 @@ impl Vm {
             e if e.is_disk_full() => {
                 ApiError::insufficient_storage(format!("{text}: {FREE_SPACE}"))
             }
+            DaemonError::Network(e) if e.is_unsupported() => ApiError::unsupported(text),
+            DaemonError::Network(NetworkError::Overlap { .. } | NetworkError::NotOurs(_)) => {
+                ApiError::conflict(text)
+            }
             DaemonError::Machine(MachineError::Unsupported { .. })
             | DaemonError::Unsupported(_) => ApiError::unsupported(text),
             DaemonError::Pull(_) => ApiError::bad_gateway(text),
@@ -560,16 +570,28 @@ impl Vm {
         self.remove(Some(error)).await.is_ok()
     }
 
+    /// How far the VM had come.
+    fn stage(&self) -> &'static str {
+        match self.phase() {
+            Phase::Stopping => "while it was shutting down",
+            Phase::Paused => "while it was paused",
+            _ if self.view.borrow().ready => "while it was running",
+            _ if self.was_ready => "while its agent was starting anew",
+            _ => "while it was booting",
+        }
+    }
+
     /// The machine is gone. True when that is the end of the VM.
     async fn stopped(&mut self, reason: StopReason) -> bool {
         let name = self.record.hostname.clone();
         let asked = self.phase() == Phase::Stopping;
         let unready = self.unready.take();
+        let stage = self.stage();
         let why = match &reason {
             StopReason::Crashed(how) => {
                 let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
                 Some(format!(
-                    "{how}{}{last}",
+                    "{how}, {stage}{}{last}",
                     if last.is_empty() { "" } else { "; console: " }
                 ))
             }
@@ -618,6 +640,7 @@ impl Vm {
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
+        slicer_fault::point("delete.ended");
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let gate = self.gate.clone();
         let job = move || gate.close(|| remove_files(&work, &name));
@@ -634,11 +657,11 @@ impl Vm {
         let image = self.image.clone();
         let record = self.record.clone();
         let gate = self.gate.clone();
-        let network = self.network;
+        let network = self.network.clone();
         self.was_ready = false;
         self.unready = None;
         tasks.spawn(async move {
-            let launch = launch(&shared, &image, &record, network, gate);
+            let launch = launch(&shared, &image, &record, &network, gate);
             let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));
             Progress::Launched(launched.map(|launched| Launched {
                 imported_keys,
@@ -648,15 +671,14 @@ impl Vm {
     }
 
     fn identity(&self) -> Identity {
-        let (gateway, prefix) = self.network;
         Identity {
             hostname: self.record.guest_hostname().to_owned(),
             clock_unix_nanos: attend::clock(),
             network: Some(NetworkIdentity {
                 mac: self.record.mac().to_string(),
                 address: self.record.ip,
-                prefix,
-                gateway,
+                prefix: self.network.prefix,
+                gateway: self.network.gateway,
                 dns: self.dns.clone(),
             }),
             ssh_keys: self.record.ssh_keys.clone(),

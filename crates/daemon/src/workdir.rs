@@ -168,6 +168,11 @@ impl WorkDir {
         self.commit(id).join("before.json")
     }
 
+    /// There as long as the host's networks have something of ours.
+    pub(crate) fn networks_note(&self) -> PathBuf {
+        self.state().join("networks")
+    }
+
     pub(crate) fn token(&self) -> PathBuf {
         self.root.join(".slicer/auth/token")
     }

@@ -138,6 +138,7 @@ async fn probe(spawner: &Spawner, program: &Path, arch: Arch, boot: &Boot) -> Re
         program: program.to_owned(),
         args,
         sockets: None,
+        tap: None,
         share: None,
     };
     let mut child = spawner.spawn(start).await.map_err(|e| e.to_string())?;

@@ -2,7 +2,7 @@
 
 use crate::Accelerator;
 use serde_json::json;
-use slicer_machine::{Arch, Disk, DiskFormat, MachineError, MachineSpec, UserNetwork};
+use slicer_machine::{Arch, Disk, DiskFormat, MachineError, MachineSpec, Network, UserNetwork};
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -11,6 +11,8 @@ use std::path::Path;
 pub(crate) const QMP_FD: i32 = 3;
 /// The descriptor the guest channel is on in the child.
 pub(crate) const AGENT_FD: i32 = 4;
+/// The descriptor of the tap in the child, when it has one.
+pub(crate) const TAP_FD: i32 = 5;
 /// The device id of the guest channel's port, which QMP's events name.
 pub(crate) const AGENT_PORT: &str = "agent";
 /// Ports of the guest channel's device: a console's, which always counts, and the agent's.
@@ -124,8 +126,12 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
         push(["-device".as_ref(), device.as_ref()]);
     }
     if let Some(net) = &spec.network {
-        push(["-netdev".as_ref(), netdev(net).as_ref()]);
-        let device = format!("virtio-net-pci,netdev=net,mac={}", net.mac);
+        let (netdev, mac) = match net {
+            Network::User(net) => (user_netdev(net), net.mac),
+            Network::Tap(net) => (format!("tap,id=net,fd={TAP_FD}"), net.mac),
+        };
+        push(["-netdev".as_ref(), netdev.as_ref()]);
+        let device = format!("virtio-net-pci,netdev=net,mac={mac}");
         push(["-device".as_ref(), device.as_ref()]);
     }
     Ok(a)
@@ -173,7 +179,7 @@ fn blockdev(disk: &Disk) -> Result<String, MachineError> {
     Ok(node.to_string())
 }
 
-fn netdev(net: &UserNetwork) -> String {
+fn user_netdev(net: &UserNetwork) -> String {
     let mask = u32::MAX
         .checked_shl(32 - u32::from(net.prefix))
         .unwrap_or(0);
@@ -200,7 +206,7 @@ fn doubled_commas(path: &Path) -> Result<String, MachineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use slicer_machine::{Boot, MacAddress, Share};
+    use slicer_machine::{Boot, MacAddress, Share, Tap, TapNetwork};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -220,13 +226,13 @@ mod tests {
                 read_only: false,
                 flush: true,
             }],
-            network: Some(UserNetwork {
+            network: Some(Network::User(UserNetwork {
                 mac: MacAddress([2, 0, 0, 0, 0, 9]),
                 address: Ipv4Addr::new(192, 168, 64, 3),
                 gateway: Ipv4Addr::new(192, 168, 64, 1),
                 dns: Ipv4Addr::new(192, 168, 64, 254),
                 prefix: 24,
-            }),
+            })),
             shares: Vec::new(),
             console: "/w/logs/a,b.txt".into(),
             state_dir: "/w/.slicer/run/sbox-1".into(),
@@ -272,6 +278,20 @@ mod tests {
                     dhcpstart=192.168.64.3,dns=192.168.64.254";
         assert!(line.contains(want), "{line}");
         assert!(line.contains("virtio-net-pci,netdev=net,mac=02:00:00:00:00:09"));
+    }
+
+    #[test]
+    fn a_tap_is_passed_by_its_descriptor() {
+        let mut spec = spec();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        spec.network = Some(Network::Tap(TapNetwork {
+            mac: MacAddress([2, 0, 0, 0, 0, 7]),
+            tap: Tap::new(file.into()),
+        }));
+        let line = line(&spec, Accelerator::Tcg);
+        assert!(line.contains("-netdev tap,id=net,fd=5 "), "{line}");
+        assert!(line.contains("virtio-net-pci,netdev=net,mac=02:00:00:00:00:07"));
+        assert!(!line.contains("user,"), "{line}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Starting QEMU so that it never outlives the daemon, and ending what a dead daemon left.
 
-use crate::args::{AGENT_FD, QMP_FD};
+use crate::args::{AGENT_FD, QMP_FD, TAP_FD};
 use crate::userns;
 use crate::virtiofsd::SOCKET_FD;
 use command_fds::{CommandFdExt, FdMapping};
@@ -33,6 +33,8 @@ pub(crate) struct Start {
     pub(crate) args: Vec<OsString>,
     /// QMP and guest channel, in this order; none for a trial boot, whose console is stdout.
     pub(crate) sockets: Option<(OwnedFd, OwnedFd)>,
+    /// The tap of its network card, if it has one.
+    pub(crate) tap: Option<OwnedFd>,
     /// A virtiofsd's socket, and what it gives up before it is run.
     pub(crate) share: Option<ShareStart>,
 }
@@ -138,7 +140,7 @@ fn spawn(start: Start) -> io::Result<Child> {
             .map_err(io::Error::other)?;
     } else if let Some((qmp, agent)) = start.sockets {
         command.stdout(Stdio::null());
-        let mappings = vec![
+        let mut mappings = vec![
             FdMapping {
                 parent_fd: qmp,
                 child_fd: QMP_FD,
@@ -148,6 +150,10 @@ fn spawn(start: Start) -> io::Result<Child> {
                 child_fd: AGENT_FD,
             },
         ];
+        mappings.extend(start.tap.map(|parent_fd| FdMapping {
+            parent_fd,
+            child_fd: TAP_FD,
+        }));
         command.fd_mappings(mappings).map_err(io::Error::other)?;
     } else {
         command.stdout(Stdio::piped());
@@ -310,6 +316,7 @@ mod tests {
             program: "/bin/sleep".into(),
             args: vec!["600".into()],
             sockets: None,
+            tap: None,
             share: None,
         }
     }

@@ -257,6 +257,7 @@ impl Inner {
             program: self.virtiofsd.program.clone(),
             args: self.virtiofsd.args(share, sandbox, ids),
             sockets: None,
+            tap: None,
             share: Some(ShareStart {
                 socket: listener.into(),
                 namespace,

@@ -10,8 +10,10 @@ use crate::shares::Shares;
 use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
 use serde_json::Value;
-use slicer_machine::{GuestStream, Machine, MachineError, MachineSpec, MachineState, StopReason};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use slicer_machine::{
+    GuestStream, Machine, MachineError, MachineSpec, MachineState, Network, StopReason,
+};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,10 +74,22 @@ impl QemuMachine {
         if incoming.is_some() {
             args.extend(["-incoming", "defer"].map(Into::into));
         }
+        let tap = match &spec.network {
+            Some(Network::Tap(net)) => {
+                let fd = net.tap.as_fd().try_clone_to_owned();
+                Some(fd.map_err(|source| MachineError::Io {
+                    action: "pass on the tap of",
+                    path: spec.name.clone().into(),
+                    source,
+                })?)
+            }
+            _ => None,
+        };
         let start = Start {
             program: program.to_owned(),
             args,
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
+            tap,
             share: None,
         };
         let mut child = spawner.spawn(start).await?;

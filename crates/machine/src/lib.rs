@@ -10,7 +10,10 @@ mod error;
 mod spec;
 
 pub use error::MachineError;
-pub use spec::{Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Share, UserNetwork};
+pub use spec::{
+    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Share, Tap, TapNetwork,
+    UserNetwork,
+};
 
 use async_trait::async_trait;
 use std::path::Path;

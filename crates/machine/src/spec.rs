@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A guest's CPU architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +93,15 @@ impl fmt::Display for MacAddress {
     }
 }
 
+/// A network card, by what is behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// A network of the backend's own, for this VM alone.
+    User(UserNetwork),
+    /// A tap, of whatever network somebody else made.
+    Tap(TapNetwork),
+}
+
 /// A network card behind NAT, rootless: the guest reaches out, only forwards reach in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserNetwork {
@@ -105,6 +116,42 @@ pub struct UserNetwork {
     /// Length of the network prefix both are in.
     pub prefix: u8,
 }
+
+/// A network card whose frames pass through a tap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapNetwork {
+    /// The card's hardware address.
+    pub mac: MacAddress,
+    /// The tap.
+    pub tap: Tap,
+}
+
+/// A tap's open descriptor, in the form of Linux's `tun(4)`: whole frames, each behind a virtio
+/// header. It is handed to the process that runs the VM, and closed here.
+#[derive(Debug, Clone)]
+pub struct Tap(Arc<OwnedFd>);
+
+impl Tap {
+    /// The tap of this descriptor.
+    #[must_use]
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(Arc::new(fd))
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl PartialEq for Tap {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tap {}
 
 /// A host folder that the guest can mount, by virtiofs.
 ///
@@ -136,7 +183,7 @@ pub struct MachineSpec {
     /// Disks, in order.
     pub disks: Vec<Disk>,
     /// The network card, when it has one.
-    pub network: Option<UserNetwork>,
+    pub network: Option<Network>,
     /// Host folders the guest can mount. Only for a backend whose
     /// [`Capabilities::shares`](crate::Capabilities::shares) says so.
     pub shares: Vec<Share>,

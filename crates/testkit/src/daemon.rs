@@ -143,6 +143,7 @@ pub struct TestDaemon {
     _temp: Option<tempfile::TempDir>,
     child: Option<Child>,
     env: Vec<(&'static str, String)>,
+    wrap: Vec<String>,
 }
 
 impl TestDaemon {
@@ -158,6 +159,7 @@ impl TestDaemon {
             _temp: Some(temp),
             child: None,
             env: setup.env.clone(),
+            wrap: setup.wrap.clone(),
         };
         this.launch();
         this
@@ -175,6 +177,7 @@ impl TestDaemon {
             _temp: Some(temp),
             child: None,
             env: Vec::new(),
+            wrap: Vec::new(),
         };
         this.launch();
         this
@@ -196,6 +199,7 @@ impl TestDaemon {
             _temp: None,
             child: None,
             env: Vec::new(),
+            wrap: Vec::new(),
         };
         this.launch();
         this
@@ -209,6 +213,7 @@ impl TestDaemon {
             _temp: None,
             child: None,
             env: setup.env.clone(),
+            wrap: setup.wrap.clone(),
         };
         this.launch();
         this
@@ -219,13 +224,22 @@ impl TestDaemon {
         self.launch_with(&[]);
     }
 
+    /// Starts it so that it is killed when it comes to this point, see `slicer-fault`.
+    pub fn launch_to_die_at(&mut self, point: &str) {
+        let env = self.env.len();
+        self.env.push(("SLICER_FAULT", point.to_owned()));
+        self.launch();
+        self.env.truncate(env);
+    }
+
     /// Starts it with more arguments of `up`.
     pub fn launch_with(&mut self, args: &[&str]) {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = self.log_file();
         let begun = fs::metadata(&log).map_or(0, |m| m.len());
         let stderr = OpenOptions::new().create(true).append(true).open(&log);
-        let mut start = command(&self.dir, spawn::mortal(&self.program));
+        let program = spawn::wrapped(&self.wrap, &self.program);
+        let mut start = command(&self.dir, program);
         start
             .arg("up")
             .args(args)
@@ -362,9 +376,15 @@ impl TestDaemon {
                 rest.is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
             })
         };
-        ["", "logs", ".slicer/vms", ".slicer/run"]
-            .iter()
-            .any(|dir| begins(&self.dir.join(dir)))
+        [
+            "",
+            "logs",
+            ".slicer/vms",
+            ".slicer/run",
+            ".slicer/suspended",
+        ]
+        .iter()
+        .any(|dir| begins(&self.dir.join(dir)))
     }
 }
 

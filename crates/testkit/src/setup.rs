@@ -47,6 +47,8 @@ pub struct Setup {
     pub more: String,
     /// Variables of the daemon's environment.
     pub env: Vec<(&'static str, String)>,
+    /// Words before the daemon's program, that say how it is started.
+    pub wrap: Vec<String>,
 }
 
 impl Setup {
@@ -69,6 +71,7 @@ impl Setup {
             api: String::new(),
             more: String::new(),
             env: Vec::new(),
+            wrap: Vec::new(),
         }
     }
 

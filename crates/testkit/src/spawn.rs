@@ -12,8 +12,15 @@ static SPAWNER: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
 /// A command that is killed when the thread that starts it ends, which [`spawn`] sees to being the
 /// end of the tests.
 pub(crate) fn mortal(program: &std::path::Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    wrapped(&[], program)
+}
+
+/// Such a command, with words before it that start it in some other way.
+pub(crate) fn wrapped(words: &[String], program: &std::path::Path) -> Command {
+    let all = words.iter().map(String::as_str);
+    let mut all = all.chain(["setpriv", "--pdeathsig", "KILL", "--"]);
+    let mut command = Command::new(all.next().unwrap_or("setpriv"));
+    command.args(all).arg(program);
     command
 }
 

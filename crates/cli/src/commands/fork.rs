@@ -56,7 +56,7 @@ pub(crate) struct Fork {
     /// Let the VM reach only this; may be repeated
     #[arg(long, value_name = "CIDR", conflicts_with = "no_allow")]
     allow: Vec<String>,
-    /// Let the VM reach nothing
+    /// Let the VM have no such list, whatever its group has
     #[arg(long)]
     no_allow: bool,
     /// Keep the VM from reaching this; may be repeated

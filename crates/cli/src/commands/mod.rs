@@ -26,6 +26,7 @@ pub(crate) mod resume;
 pub(crate) mod secret;
 pub(crate) mod shell;
 pub(crate) mod shutdown;
+pub(crate) mod ssh;
 pub(crate) mod suspend;
 pub(crate) mod tag;
 pub(crate) mod top;
@@ -54,6 +55,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::Forward(c) => block_on(c.run(connection)),
         Command::Logs(c) => block_on(c.run(connection)),
         Command::Relaunch(c) => block_on(c.run(connection)),
+        Command::SshConfig(c) => block_on(c.run(connection)),
+        Command::SshProxy(c) => block_on(c.run(connection)),
         Command::Docker(c) => block_on(c.run(connection)),
         Command::Disk(c) => block_on(c.run(connection)),
         Command::Image(c) => block_on(c.run(connection)),

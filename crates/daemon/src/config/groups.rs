@@ -1,11 +1,11 @@
-//! Host groups and their networks.
+//! Host groups.
 
+use super::network::{NetworkConfig, read_network};
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
 use super::shares::{self, ShareConfig};
 use super::unserved;
 use crate::github::check_user;
-use ipnet::Ipv4Net;
 use slicer_api::{Forward, ForwardListen};
 use slicer_image::parse_size;
 use std::collections::HashMap;
@@ -49,8 +49,6 @@ const DEFAULT_STORAGE: u64 = 15 * GIB;
 const MIN_STORAGE: u64 = 64 * MIB;
 /// The largest ext4 with 4 KiB blocks and 32-bit block numbers.
 const MAX_STORAGE: u64 = 16 << 40;
-const DEFAULT_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
-const DEFAULT_PREFIX: u8 = 24;
 const DEFAULT_DNS: [Ipv4Addr; 2] = [Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(1, 1, 1, 1)];
 
 /// A pool of VMs of one shape.
@@ -86,60 +84,6 @@ pub struct HostGroupConfig {
     pub github_user: String,
     /// What of the host the VMs see.
     pub shares: Vec<ShareConfig>,
-}
-
-/// The network a group's VMs are in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkConfig {
-    /// The host's address in it, and the VMs' default route.
-    pub gateway: Ipv4Addr,
-    /// Length of the network prefix.
-    pub prefix: u8,
-    /// The only addresses VMs may have; when empty, any of the network.
-    pub addresses: Vec<Ipv4Addr>,
-}
-
-impl NetworkConfig {
-    /// The addresses VMs may have, in the order they are to be given out: the listed ones, or all
-    /// of the network but its first and last and the gateway.
-    pub fn pool(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        let (first, last) = self.bounds();
-        // An empty range when there is a list.
-        let range = if self.addresses.is_empty() {
-            first + 1..last
-        } else {
-            first..first
-        };
-        let any = range.map(Ipv4Addr::from).filter(|a| *a != self.gateway);
-        self.addresses.iter().copied().chain(any)
-    }
-
-    /// How many addresses [`NetworkConfig::pool`] has.
-    pub fn room(&self) -> usize {
-        if !self.addresses.is_empty() {
-            return self.addresses.len();
-        }
-        let (first, last) = self.bounds();
-        // Neither end, nor the gateway.
-        usize::try_from(last - first - 2).unwrap_or(usize::MAX)
-    }
-
-    /// The network's own address and its broadcast address.
-    fn bounds(&self) -> (u32, u32) {
-        let host_bits = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or(0);
-        let gateway = u32::from(self.gateway);
-        (gateway & !host_bits, gateway | host_bits)
-    }
-}
-
-impl Default for NetworkConfig {
-    fn default() -> Self {
-        Self {
-            gateway: DEFAULT_GATEWAY,
-            prefix: DEFAULT_PREFIX,
-            addresses: Vec::new(),
-        }
-    }
 }
 
 /// What the whole configuration gives to every group.
@@ -186,8 +130,18 @@ pub(super) fn read_all(
                 .or_insert_with(|| field.place());
         }
         let rest = read_group(&mut table, shared, report);
+        let (place, path) = (table.place(), table.path_of("network"));
         table.finish(report);
         if let (Some((name, _)), Some(group)) = (name, rest) {
+            let clash = |g: &&HostGroupConfig| g.network.clashes(&group.network);
+            if let Some(other) = groups.iter().find(clash) {
+                let text = format!(
+                    "its bridge's network overlaps with that of group {:?}: give both one gateway \
+                     and one bridge, or networks apart",
+                    other.name
+                );
+                report.error(place, format!("{path}: {text}"));
+            }
             groups.push(HostGroupConfig { name, ..group });
         }
     }
@@ -504,79 +458,4 @@ fn read_dns(
     // All are looked at before any is found wrong, so that all that are wrong are told.
     let servers: Vec<Option<Ipv4Addr>> = servers.collect();
     servers.into_iter().collect()
-}
-
-fn read_network(table: &mut Table<'_>, report: &mut Report) -> Option<NetworkConfig> {
-    let gateway = table.take("gateway");
-    let addresses = table.take("addresses");
-    unserved::check("host_groups[].network", table, report);
-    let mut network = NetworkConfig::default();
-    if let Some(field) = gateway {
-        (network.gateway, network.prefix) = read_gateway(&field, report)?;
-    }
-    if let Some(field) = addresses {
-        for item in field.list(report)? {
-            let address = read_address(&item, &network, report)?;
-            if network.addresses.contains(&address) {
-                item.error(report, format!("{address} is in the list already"));
-                return None;
-            }
-            network.addresses.push(address);
-        }
-    }
-    Some(network)
-}
-
-fn read_gateway(field: &Field<'_>, report: &mut Report) -> Option<(Ipv4Addr, u8)> {
-    let net: Option<Ipv4Net> = field.text(report)?.parse().ok();
-    let Some(net) = net else {
-        field.expected(report, "an IPv4 address with its prefix: 192.168.64.1/24");
-        return None;
-    };
-    let (address, prefix) = (net.addr(), net.prefix_len());
-    // In less than a /29 a backend has no address left for a service of its own, such as DNS.
-    if !(8..=29).contains(&prefix) {
-        field.error(report, format!("prefix /{prefix} is not within /8 to /29"));
-        return None;
-    }
-    if address == net.network() || address == net.broadcast() {
-        let text = format!("{address} is an end of its network, not an address in it");
-        field.error(report, text);
-        return None;
-    }
-    Some((address, prefix))
-}
-
-fn read_address(
-    field: &Field<'_>,
-    network: &NetworkConfig,
-    report: &mut Report,
-) -> Option<Ipv4Addr> {
-    let text = field.text(report)?;
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, prefix.parse().ok()),
-        None => (text, Some(network.prefix)),
-    };
-    let (Ok(address), Some(prefix)) = (address.parse::<Ipv4Addr>(), prefix) else {
-        field.expected(report, "an IPv4 address, with or without its prefix");
-        return None;
-    };
-    let NetworkConfig {
-        gateway,
-        prefix: length,
-        ..
-    } = network;
-    let (first, last) = network.bounds();
-    let inside = u32::from(address) > first && u32::from(address) < last;
-    let wrong = if prefix != *length {
-        format!("its prefix /{prefix} is not the gateway's, /{length}")
-    } else if address == *gateway {
-        format!("{address} is the gateway")
-    } else if !inside {
-        format!("{address} is not an address in the network of the gateway, {gateway}/{length}")
-    } else {
-        return Some(address);
-    };
-    field.error(report, wrong);
-    None
 }

@@ -6,6 +6,7 @@
 
 mod api;
 mod groups;
+mod network;
 mod reader;
 mod report;
 mod shares;
@@ -17,7 +18,9 @@ mod unserved;
 
 pub use api::{ApiConfig, ApiToken, ListenAddress, Listener};
 pub(crate) use groups::is_public_key;
-pub use groups::{HostGroupConfig, NetworkConfig, Userdata};
+pub use groups::{HostGroupConfig, Userdata};
+pub(crate) use network::MAX_DESTINATIONS;
+pub use network::{NetworkConfig, NetworkMode};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
 pub use shares::ShareConfig;
 pub use template::template;

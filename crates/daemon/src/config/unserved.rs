@@ -6,7 +6,6 @@
 
 use super::reader::{Field, Table};
 use super::report::{Report, WarningKind};
-use std::net::IpAddr;
 
 /// A key that is not served yet.
 struct Row {
@@ -31,8 +30,6 @@ enum Kind {
     Number(u64),
     /// A list of texts; an empty one asks for nothing.
     Texts,
-    /// A list of destinations `CIDR`, `IP` or `IP:PORT`; an empty one asks for nothing.
-    Destinations,
     /// A table of lists; an empty one asks for nothing.
     Lists,
     /// Something that only adds to another key of the table, and asks for nothing by itself.
@@ -45,8 +42,7 @@ const GROUP: &str = "host_groups[]";
 const CA: &str = "host_groups[].ca";
 const NETWORK: &str = "host_groups[].network";
 
-const NAT_INSTEAD: &str = "VMs are behind NAT";
-const POLICY_INSTEAD: &str = "VMs may connect to any destination";
+pub(super) const NAT_INSTEAD: &str = "VMs are behind NAT";
 
 const fn row(table: &'static str, key: &'static str, kind: Kind, instead: &'static str) -> Row {
     Row {
@@ -99,23 +95,7 @@ const ROWS: &[Row] = &[
         Kind::Texts,
         "install certificates with `slicer vm exec`",
     ),
-    row(
-        NETWORK,
-        "mode",
-        Kind::Word(&["nat", "bridge", "isolated", "macvtap"]),
-        NAT_INSTEAD,
-    ),
-    row(
-        NETWORK,
-        "range",
-        Kind::Text,
-        "list single addresses under network.addresses",
-    ),
-    row(NETWORK, "bridge", Kind::Text, NAT_INSTEAD),
-    row(NETWORK, "tap_prefix", Kind::Text, NAT_INSTEAD),
     row(NETWORK, "parent", Kind::Text, NAT_INSTEAD),
-    row(NETWORK, "allow", Kind::Destinations, POLICY_INSTEAD),
-    row(NETWORK, "drop", Kind::Destinations, POLICY_INSTEAD),
 ];
 
 /// Checks the rows of `name`, which is the table's path with `[]` for every index.
@@ -159,11 +139,6 @@ impl Kind {
                 let valid = items.iter().filter_map(|i| i.text(report)).count();
                 (valid == items.len()).then_some(!items.is_empty())
             }
-            Self::Destinations => {
-                let items = field.list(report)?;
-                let valid = items.iter().filter_map(|i| destination(i, report)).count();
-                (valid == items.len()).then_some(!items.is_empty())
-            }
             Self::Lists => {
                 field.table(report)?;
                 Some(!field.is_empty_collection())
@@ -171,20 +146,6 @@ impl Kind {
             Self::Detail => field.text(report).map(|_| false),
         }
     }
-}
-
-fn destination(field: &Field<'_>, report: &mut Report) -> Option<()> {
-    let text = field.text(report)?;
-    let valid = text.parse::<ipnet::IpNet>().is_ok()
-        || text.parse::<IpAddr>().is_ok()
-        || text.parse::<std::net::SocketAddr>().is_ok();
-    if !valid {
-        field.expected(
-            report,
-            "a network (10.0.0.0/8), an address, or an address and port (10.0.0.1:443)",
-        );
-    }
-    valid.then_some(())
 }
 
 /// Each row's key and what happens instead, for the test that keeps the user guide true.

@@ -3,6 +3,7 @@
 use super::answer::Failure;
 use super::nodes::{json, wait, wait_time};
 use crate::guest;
+use crate::network;
 use crate::supervisor::Supervisor;
 use crate::vm::{Phase, VmHandle};
 use axum::Json;
@@ -11,8 +12,8 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use slicer_api::{
-    ApiError, CreatedNode, Health, Logs, NetworkPolicy, NodeDetail, NodeNetwork, RESTORED,
-    ShutdownAction, ShutdownRequest, Tags, TagsChange, Wait,
+    ApiError, CreatedNode, Health, Logs, NodeDetail, RESTORED, ShutdownAction, ShutdownRequest,
+    Tags, TagsChange, Wait,
 };
 use slicer_machine::Machine;
 use std::sync::Arc;
@@ -27,10 +28,7 @@ pub(super) async fn detail(
     Path(name): Path<String>,
 ) -> Result<Json<NodeDetail>, Failure> {
     let vm = supervisor.get(&name)?;
-    let empty = NetworkPolicy {
-        allow: Some(Vec::new()),
-        drop: Some(Vec::new()),
-    };
+    let group = supervisor.group_config(&vm.record.group)?;
     let node = vm.node();
     Ok(Json(NodeDetail {
         node,
@@ -38,13 +36,7 @@ pub(super) async fn detail(
         image: vm.record.image.clone(),
         commit_id: vm.view.borrow().commit_id.as_deref().map(str::to_owned),
         parent_commit_id: vm.record.parent_commit_id.clone(),
-        network: NodeNetwork {
-            mode: "nat".to_owned(),
-            policy_source: "host_group".to_owned(),
-            host_group: empty.clone(),
-            override_: None,
-            effective: empty,
-        },
+        network: network::shown(&group.network, vm.record.network.as_ref()),
         forwards: vm.forwards.iter().map(|f| f.shown()).collect(),
     }))
 }
@@ -58,7 +50,10 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
             Some(why) => format!("VM {name} is paused, for {why}: free some, and it runs on"),
             None => format!("VM {name} is paused: resume it first"),
         })),
-        (Phase::Stopped(_), _) => Err(ApiError::conflict(format!(
+        (Phase::Stopped(Some(why)), _) => Err(ApiError::conflict(format!(
+            "VM {name} is stopped: relaunch it first; why it is: {why}"
+        ))),
+        (Phase::Stopped(None), _) => Err(ApiError::conflict(format!(
             "VM {name} is stopped: relaunch it first"
         ))),
         (Phase::Suspended(_), _) => Err(ApiError::conflict(format!(

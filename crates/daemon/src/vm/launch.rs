@@ -3,14 +3,14 @@
 use super::Launched;
 use super::disk::DiskGate;
 use crate::DaemonError;
+use crate::config::NetworkConfig;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, VmRecord};
 use crate::shares::for_machine;
 use crate::supervisor::Shared;
 use slicer_api::{Entrypoint, Fixup};
 use slicer_image::{CloneKind, CloneOptions, clone_disk, disk_size, overlay_disk};
-use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, Share, UserNetwork};
-use std::net::Ipv4Addr;
+use slicer_machine::{Boot, Disk, DiskFormat, MachineSpec, Share};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,7 +20,7 @@ pub(super) async fn launch(
     shared: &Shared,
     image: &GroupImage,
     record: &VmRecord,
-    (gateway, prefix): (Ipv4Addr, u8),
+    network: &NetworkConfig,
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
@@ -40,13 +40,21 @@ pub(super) async fn launch(
             }
         },
     };
+    slicer_fault::point(match record.parent_commit_id {
+        None => "launch.disk",
+        Some(_) => "fork.disk",
+    });
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
+    let card = shared.networking.card(network, record).await?;
     let spec = MachineSpec {
         shares,
-        ..spec(shared, record, &prepared, disk, (gateway, prefix))
+        network: Some(card.network),
+        ..spec(shared, record, &prepared, disk)
     };
     let machine = shared.hypervisor.launch(spec).await?;
+    slicer_fault::point("launch.machine");
+    shared.networking.keep(card.link, &*machine);
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok(Launched {
         disk,
@@ -69,13 +77,13 @@ pub(super) fn shares(
     for_machine(&record.hostname, shares, capabilities, &shared.work)
 }
 
-/// What a VM's machine is made of, besides host folders. Of the same record, image and configuration, it is the same.
+/// What a VM's machine is made of, besides host folders and its network card, which is made anew each
+/// time. Of the same record, image and configuration, it is the same.
 pub(super) fn spec(
     shared: &Shared,
     record: &VmRecord,
     prepared: &Prepared,
     disk: DiskKind,
-    (gateway, prefix): (Ipv4Addr, u8),
 ) -> MachineSpec {
     let name = &record.hostname;
     let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
@@ -107,13 +115,7 @@ pub(super) fn spec(
                 flush: true,
             },
         ],
-        network: Some(UserNetwork {
-            mac: record.mac(),
-            address: record.ip,
-            gateway,
-            dns: resolver(gateway, prefix),
-            prefix,
-        }),
+        network: None,
         shares: Vec::new(),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
@@ -221,17 +223,6 @@ pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Ve
 /// Nothing below notices, because every byte on an emulated console costs; no self-tests of
 /// ciphers; a panic ends the VM, which its daemon sees.
 const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
-
-/// The address of the user-mode network's own resolver: the last of the network that is free.
-fn resolver(gateway: Ipv4Addr, prefix: u8) -> Ipv4Addr {
-    let host_bits = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-    let last = (u32::from(gateway) | host_bits) - 1;
-    Ipv4Addr::from(if last == u32::from(gateway) {
-        last - 1
-    } else {
-        last
-    })
-}
 
 #[cfg(test)]
 mod tests {

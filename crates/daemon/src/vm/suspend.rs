@@ -4,6 +4,7 @@ use super::handle::Reply;
 use super::launch::{launch, shares, spec};
 use super::{DiskGate, Launched, Phase, Progress, Vm};
 use crate::DaemonError;
+use crate::config::NetworkConfig;
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
@@ -12,7 +13,6 @@ use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use slicer_api::ApiError;
 use slicer_machine::{Machine, MachineError, MachineSpec};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -108,6 +108,7 @@ impl Vm {
         if let Err(e) = machine.kill().await {
             warn!("{name}: {e}");
         }
+        slicer_fault::point("suspend.ended");
         self.set(Phase::Suspended(None));
         info!("{name}: suspended in {:.0?}", started.elapsed());
         Ok(())
@@ -148,13 +149,7 @@ impl Vm {
         let Some(disk) = self.record.disk else {
             return Err(DaemonError::Internal("saving a VM that has no disk"));
         };
-        Ok(spec(
-            &self.shared,
-            &self.record,
-            &prepared,
-            disk,
-            self.network,
-        ))
+        Ok(spec(&self.shared, &self.record, &prepared, disk))
     }
 
     /// Begins to take up the saved state of a VM that is suspended.
@@ -177,9 +172,10 @@ impl Vm {
         self.was_ready = false;
         self.unready = None;
         let (shared, image) = (self.shared.clone(), self.image.clone());
-        let (record, network, gate) = (self.record.clone(), self.network, self.gate.clone());
+        let (record, network, gate) =
+            (self.record.clone(), self.network.clone(), self.gate.clone());
         tasks.spawn(async move {
-            Progress::Launched(restore_or_launch(&shared, &image, &record, network, gate).await)
+            Progress::Launched(restore_or_launch(&shared, &image, &record, &network, gate).await)
         });
     }
 
@@ -205,7 +201,7 @@ async fn restore_or_launch(
     shared: &Shared,
     image: &GroupImage,
     record: &VmRecord,
-    network: (Ipv4Addr, u8),
+    network: &NetworkConfig,
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
     let name = record.hostname.clone();
@@ -229,7 +225,7 @@ async fn restore(
     shared: &Shared,
     image: &GroupImage,
     record: &VmRecord,
-    network: (Ipv4Addr, u8),
+    network: &NetworkConfig,
 ) -> Result<Launched, Failure> {
     let started = Instant::now();
     let name = &record.hostname;
@@ -237,9 +233,9 @@ async fn restore(
     let Some(disk) = record.disk else {
         return Err(Failure::Worthless("its disk is gone".to_owned()));
     };
-    let spec = MachineSpec {
+    let mut spec = MachineSpec {
         shares: shares(shared, image, record).map_err(Failure::Passing)?,
-        ..spec(shared, record, &prepared, disk, network)
+        ..spec(shared, record, &prepared, disk)
     };
     let (work, vm, checked) = (shared.work.clone(), name.clone(), spec.clone());
     let found = spawn_blocking(move || {
@@ -257,9 +253,13 @@ async fn restore(
             )));
         }
     };
+    slicer_fault::point("restore.checked");
     let state_dir = spec.state_dir.clone();
     let made = std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", state_dir));
     made.map_err(Failure::Passing)?;
+    let card = shared.networking.card(network, record).await;
+    let card = card.map_err(Failure::Passing)?;
+    spec.network = Some(card.network);
     let memory = Saved::memory(&shared.work, name);
     let machine = match shared.hypervisor.restore(spec, &memory, &saved.note).await {
         Ok(machine) => machine,
@@ -268,6 +268,7 @@ async fn restore(
         }
         Err(e) => return Err(Failure::Passing(e.into())),
     };
+    shared.networking.keep(card.link, &*machine);
     info!("{name}: restored in {:.0?}", started.elapsed());
     Ok(Launched {
         disk,

@@ -14,6 +14,7 @@ mod disks;
 mod docker;
 mod entrypoint;
 mod exec;
+mod faults;
 mod firstboot;
 mod foreign;
 mod forward;
@@ -26,9 +27,11 @@ mod limits;
 mod listen;
 mod many;
 mod memory;
+mod network;
 mod power;
 mod shares;
 mod shell;
+mod ssh;
 mod stats;
 mod suspend;
 mod tour;
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         cp::trials(&tour),
         memory::trials(&tour),
         forward::trials(&tour),
+        ssh::trials(&tour),
         agent::trials(),
         lifecycle::trials(),
         crash::trials(),
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         power::trials(),
         shares::trials(),
         suspend::trials(),
+        faults::trials(),
+        network::trials(),
         many::trials(),
     ];
     let conclusion = libtest_mimic::run(&args, trials.into_iter().flatten().collect());

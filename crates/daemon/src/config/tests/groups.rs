@@ -1,7 +1,7 @@
 //! Host groups and networks.
 
-use super::{accepted, group, refused};
-use crate::config::NetworkConfig;
+use super::{accepted, group, parse, refused};
+use crate::config::{NetworkConfig, NetworkMode};
 use std::net::Ipv4Addr;
 
 #[test]
@@ -186,11 +186,114 @@ fn groups_need_usable_names_of_their_own() {
 }
 
 #[test]
+fn a_range_is_part_of_the_network() {
+    let pool = |line: &str| {
+        let (config, warnings) = accepted(&group(&[line]));
+        assert_eq!(warnings, [""; 0]);
+        let network = config.host_groups[0].network.clone();
+        let pool: Vec<String> = network.pool().map(|a| a.to_string()).collect();
+        assert_eq!(network.room(), pool.len(), "{line}");
+        (format!("{}/{}", network.gateway, network.prefix), pool)
+    };
+    let (_, some) = pool("network: {range: 192.168.64.1-192.168.64.3}");
+    assert_eq!(some, ["192.168.64.2", "192.168.64.3"]);
+    let (_, part) = pool("network: {gateway: 10.0.0.1/24, range: 10.0.0.252/30}");
+    assert_eq!(part, ["10.0.0.252", "10.0.0.253", "10.0.0.254"]);
+    // Alone, it is the network.
+    let (gateway, all) = pool("network: {mode: isolated, range: 10.5.0.0/29}");
+    assert_eq!(gateway, "10.5.0.1/29");
+    assert_eq!(
+        all,
+        ["10.5.0.2", "10.5.0.3", "10.5.0.4", "10.5.0.5", "10.5.0.6"]
+    );
+    for (line, want) in [
+        ("{range: a-b}", "expected a range of addresses"),
+        ("{range: 192.168.64.9-192.168.64.2}", "is no range"),
+        ("{range: 192.168.65.2-192.168.65.9}", "is no range"),
+        ("{gateway: 10.0.0.1/24, range: 10.0.0.0/16}", "is no range"),
+        ("{range: 10.0.0.0/30}", "prefix /30"),
+        (
+            "{range: 192.168.64.2-192.168.64.9, addresses: [192.168.64.2]}",
+            "keep one of the two",
+        ),
+    ] {
+        let errors = refused(&group(&[&format!("network: {line}")]));
+        assert!(errors[0].contains(want), "{line}: {errors:?}");
+    }
+}
+
+#[test]
+fn networks_have_modes() {
+    let (config, warnings) = accepted(&group(&[
+        "network: {mode: isolated, allow: ['10.0.0.1:443', 10.1.2.3/8], drop: [0.0.0.0/0]}",
+    ]));
+    assert_eq!(warnings, [""; 0]);
+    let network = &config.host_groups[0].network;
+    assert_eq!(network.mode, NetworkMode::Isolated);
+    let allow: Vec<String> = network.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(allow, ["10.0.0.1:443", "10.0.0.0/8"]);
+    let (config, warnings) = accepted(&group(&[
+        "network: {mode: bridge, bridge: br-x, tap_prefix: t}",
+    ]));
+    assert_eq!(warnings, [""; 0]);
+    let network = &config.host_groups[0].network;
+    assert_eq!(network.bridge.as_deref(), Some("br-x"));
+    assert_eq!(network.tap_prefix.as_deref(), Some("t"));
+
+    // What has no effect is told.
+    for (line, want) in [
+        ("{allow: [10.0.0.1]}", "VMs may connect to any destination"),
+        (
+            "{mode: bridge, drop: [10.0.0.1]}",
+            "mode is bridge, not isolated",
+        ),
+        ("{bridge: b}", "mode is nat, not bridge"),
+        (
+            "{mode: isolated, tap_prefix: t}",
+            "mode is isolated, not bridge",
+        ),
+    ] {
+        let (_, warnings) = accepted(&group(&[&format!("network: {line}")]));
+        assert!(warnings[0].contains(want), "{line}: {warnings:?}");
+    }
+    for (line, want) in [
+        (
+            "{mode: wifi}",
+            "expected one of nat, bridge, isolated, macvtap",
+        ),
+        ("{mode: bridge, bridge: 'a/b'}", "a network device's name"),
+        (
+            "{mode: bridge, tap_prefix: elevenchars}",
+            "at most 10 letters",
+        ),
+    ] {
+        let errors = refused(&group(&[&format!("network: {line}")]));
+        assert!(errors[0].contains(want), "{line}: {errors:?}");
+    }
+}
+
+#[test]
+fn bridges_do_not_overlap() {
+    let two = |one: &str, other: &str| {
+        let more = format!("    - name: other\n      network: {{mode: bridge, {other}}}\n");
+        let text = group(&[&format!("network: {{mode: bridge, {one}}}")]);
+        parse(&(text + &more)).err().map(|e| e.to_string())
+    };
+    let same = "gateway: 10.0.0.1/24, bridge: b";
+    assert_eq!(two(same, same), None);
+    assert_eq!(two(same, "gateway: 10.0.1.1/24, bridge: c"), None);
+    for other in ["gateway: 10.0.0.1/24", "gateway: 10.0.9.1/16, bridge: b"] {
+        let e = two(same, other).unwrap();
+        assert!(e.contains("overlaps with that of group"), "{e}");
+    }
+}
+
+#[test]
 fn an_open_pool_is_the_network_without_its_ends_and_gateway() {
     let network = NetworkConfig {
         gateway: Ipv4Addr::new(10, 0, 0, 3),
         prefix: 29,
-        addresses: vec![],
+        ..NetworkConfig::default()
     };
     let pool: Vec<String> = network.pool().map(|a| a.to_string()).collect();
     assert_eq!(
