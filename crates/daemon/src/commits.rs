@@ -153,6 +153,7 @@ impl Commits {
         fs::rename(&dir, &doomed)
             .and_then(|()| files::sync_dir(&work.commits()))
             .map_err(|e| failed(DaemonError::io("remove", &dir)(e)))?;
+        slicer_fault::point("uncommit.renamed");
         self.known().remove(id);
         remove_tree(&doomed).map_err(failed)
     }

@@ -79,6 +79,7 @@ pub(crate) fn begin(work: &WorkDir, vm: &str) -> Result<PathBuf, DaemonError> {
     let dir = work.suspended(vm);
     let made = DirBuilder::new().mode(0o700).create(&dir);
     made.map_err(DaemonError::io("create", dir))?;
+    slicer_fault::point("suspend.begun");
     Ok(memory(work, vm))
 }
 
@@ -91,6 +92,7 @@ impl Saved {
         hypervisor_note: String,
         restore_at_start: bool,
     ) -> Result<Self, DaemonError> {
+        slicer_fault::point("suspend.memory");
         let mut stamps = Vec::new();
         for (role, path) in files_of(spec) {
             let failed = |action| DaemonError::io(action, path);
@@ -111,6 +113,7 @@ impl Saved {
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", path))?;
         let dir = work.all_suspended();
         files::sync_dir(&dir).map_err(DaemonError::io("write", dir))?;
+        slicer_fault::point("suspend.saved");
         Ok(saved)
     }
 
@@ -151,7 +154,11 @@ impl Saved {
 /// step on.
 pub(crate) fn discard(work: &WorkDir, vm: &str) -> Result<(), DaemonError> {
     let path = note(work, vm);
+    let was_one = path.exists();
     files::remove(&path).map_err(DaemonError::io("remove", path))?;
+    if was_one {
+        slicer_fault::point("restore.forgotten");
+    }
     let dir = work.suspended(vm);
     match fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DaemonError::io("remove", dir)(e)),

@@ -447,10 +447,14 @@ impl Supervisor {
         let (tx, rx) = oneshot::channel();
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
+            slicer_fault::point("launch.named");
             let (work, saved) = (shared.work.clone(), record.clone());
             let saved = tokio::task::spawn_blocking(move || saved.save(&work)).await;
             let saved = saved.unwrap_or(Err(DaemonError::Internal("writing a record")));
             let durable = saved.is_ok();
+            if durable {
+                slicer_fault::point("launch.recorded");
+            }
             if !durable {
                 shared.forget(&record.hostname);
             }

@@ -455,6 +455,11 @@ impl Vm {
                         return self.failed(&e).await;
                     }
                 }
+                slicer_fault::point(if launched.restored {
+                    "restore.running"
+                } else {
+                    "launch.running"
+                });
                 self.view.send_modify(|v| {
                     v.machine = Some(machine.clone());
                     v.phase = Phase::Running;
@@ -565,16 +570,28 @@ impl Vm {
         self.remove(Some(error)).await.is_ok()
     }
 
+    /// How far the VM had come.
+    fn stage(&self) -> &'static str {
+        match self.phase() {
+            Phase::Stopping => "while it was shutting down",
+            Phase::Paused => "while it was paused",
+            _ if self.view.borrow().ready => "while it was running",
+            _ if self.was_ready => "while its agent was starting anew",
+            _ => "while it was booting",
+        }
+    }
+
     /// The machine is gone. True when that is the end of the VM.
     async fn stopped(&mut self, reason: StopReason) -> bool {
         let name = self.record.hostname.clone();
         let asked = self.phase() == Phase::Stopping;
         let unready = self.unready.take();
+        let stage = self.stage();
         let why = match &reason {
             StopReason::Crashed(how) => {
                 let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
                 Some(format!(
-                    "{how}{}{last}",
+                    "{how}, {stage}{}{last}",
                     if last.is_empty() { "" } else { "; console: " }
                 ))
             }
@@ -623,6 +640,7 @@ impl Vm {
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
+        slicer_fault::point("delete.ended");
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let gate = self.gate.clone();
         let job = move || gate.close(|| remove_files(&work, &name));

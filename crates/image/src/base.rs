@@ -118,7 +118,9 @@ pub fn build_base(
         }
         _ => {}
     }
+    slicer_fault::point("base.whole");
     partial.finish()?;
+    slicer_fault::point("base.named");
     let manifest = image.manifest_digest().to_owned();
     write_note(
         &note,

@@ -364,7 +364,9 @@ impl PartialBlob {
         self.file
             .sync_all()
             .map_err(ImageError::io("write", &self.path))?;
+        slicer_fault::point("pull.whole");
         fs::rename(&self.path, &self.dest).map_err(ImageError::io("create", &self.dest))?;
+        slicer_fault::point("pull.blob");
         let dir = self.dest.parent().unwrap_or(Path::new("."));
         File::open(dir)
             .and_then(|d| d.sync_all())

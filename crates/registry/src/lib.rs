@@ -165,7 +165,9 @@ impl Job {
         let (name, arch) = (self.reference.whole(), wanted.arch.clone());
         let found = blocking(move || {
             adding.put(&manifest.descriptor, &manifest.text)?;
+            slicer_fault::point("pull.blobs");
             adding.name(&name, &manifest.descriptor)?;
+            slicer_fault::point("pull.indexed");
             adding.cache().find(&name, &arch)
         })
         .await?;

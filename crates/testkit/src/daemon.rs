@@ -224,6 +224,14 @@ impl TestDaemon {
         self.launch_with(&[]);
     }
 
+    /// Starts it so that it is killed when it comes to this point, see `slicer-fault`.
+    pub fn launch_to_die_at(&mut self, point: &str) {
+        let env = self.env.len();
+        self.env.push(("SLICER_FAULT", point.to_owned()));
+        self.launch();
+        self.env.truncate(env);
+    }
+
     /// Starts it with more arguments of `up`.
     pub fn launch_with(&mut self, args: &[&str]) {
         assert!(self.child.is_none(), "the daemon runs already");
@@ -368,9 +376,15 @@ impl TestDaemon {
                 rest.is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
             })
         };
-        ["", "logs", ".slicer/vms", ".slicer/run"]
-            .iter()
-            .any(|dir| begins(&self.dir.join(dir)))
+        [
+            "",
+            "logs",
+            ".slicer/vms",
+            ".slicer/run",
+            ".slicer/suspended",
+        ]
+        .iter()
+        .any(|dir| begins(&self.dir.join(dir)))
     }
 }
 

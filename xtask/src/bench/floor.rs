@@ -6,8 +6,9 @@
 use super::{DISK_SIZE, GROUP, RAM_MB, VCPUS};
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
-use slicer_api::{Identity, NetworkIdentity};
+use slicer_api::{ExecBuffered, ExecRequest, Identity, NetworkIdentity};
 use slicer_channel::{Mux, Trigger, connect, wire};
+use std::ffi::OsString;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -172,7 +173,7 @@ impl Floor {
             let talk = async {
                 let identity = serde_json::to_string(&identity())?;
                 ask(&mux, "POST", "/identity", &identity).await?;
-                ask(&mux, "GET", "/health?wait=ready", "").await
+                ask(&mux, "GET", "/health?wait=ready", "").await.map(drop)
             };
             tokio::select! {
                 ready = talk => ready?,
@@ -334,6 +335,99 @@ impl Sleeper {
     }
 }
 
+impl Floor {
+    /// A guest that is ready, in whose `/mnt` is a folder that a virtiofsd serves by hand.
+    pub(crate) async fn sharer(&self, virtiofsd: &[OsString], socket: &Path) -> Result<Sharer> {
+        let overlay = self.dir.join("sharer.img");
+        self.clone_disk(&overlay).await?;
+        let mut server = Command::new(virtiofsd.first().context("no virtiofsd")?);
+        server
+            .args(virtiofsd.get(1..).unwrap_or_default())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let server = server.spawn().context("cannot start virtiofsd")?;
+        let listening = async {
+            while !socket.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let listening = tokio::time::timeout(BOOT_TIME, listening).await;
+        listening.context("virtiofsd does not listen")?;
+        let mut command = self.full(&overlay);
+        command
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-memfd,id=mem,size={RAM_MB}M,share=on"
+            ))
+            .args(["-machine", "memory-backend=mem"])
+            .args(["-device", "pcie-root-port,id=port,chassis=1"])
+            .arg("-chardev")
+            .arg(format!("socket,id=fs,path={}", socket.display()))
+            .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=home,bus=port"]);
+        let (child, near, _) = self.start(command).await?;
+        let channel = near.try_clone()?;
+        let boot = connect(UnixStream::from_std(near)?, wire::HELLO);
+        let boot = tokio::time::timeout(BOOT_TIME, boot).await;
+        let (mux, driver) = boot.context("the guest does not answer")??;
+        let driver = tokio::spawn(async move { drop(driver.await) });
+        let this = Sharer {
+            mux,
+            driver,
+            overlay,
+            _channel: channel,
+            running: (child, server),
+        };
+        let ready = async {
+            let identity = serde_json::to_string(&identity())?;
+            ask(&this.mux, "POST", "/identity", &identity).await?;
+            ask(&this.mux, "GET", "/health?wait=ready", "").await?;
+            this.says("modprobe virtiofs; mount -t virtiofs home /mnt")
+                .await
+        };
+        let ready = tokio::time::timeout(BOOT_TIME, ready).await;
+        ready.context("the guest does not get ready")??;
+        Ok(this)
+    }
+}
+
+/// A guest with a shared folder, all by hand.
+pub(crate) struct Sharer {
+    mux: Mux,
+    driver: tokio::task::JoinHandle<()>,
+    overlay: PathBuf,
+    /// The host's end of the channel.
+    _channel: StdUnixStream,
+    running: (Child, Child),
+}
+
+impl Sharer {
+    /// What a script of root's prints, when it succeeds.
+    pub(crate) async fn says(&self, script: &str) -> Result<String> {
+        let request = ExecRequest {
+            cmd: script.to_owned(),
+            shell: Some("/bin/bash".to_owned()),
+            uid: 0,
+            gid: 0,
+            buffered: true,
+            ..ExecRequest::default()
+        };
+        let path = format!("/exec?{}", request.to_query());
+        let answer = ask(&self.mux, "POST", &path, "").await?;
+        let done: ExecBuffered = serde_json::from_str(&answer)?;
+        ensure!(done.exit_code == 0, "{script}: {done:?}");
+        Ok(done.stdout)
+    }
+
+    pub(crate) async fn end(self) -> Result<()> {
+        let (child, mut server) = self.running;
+        end(child).await?;
+        self.driver.abort();
+        // It ends by itself when its QEMU has.
+        server.wait().await?;
+        Ok(fs::remove_file(&self.overlay)?)
+    }
+}
+
 /// QEMU's monitor, spoken to by hand.
 struct Monitor(BufReader<UnixStream>);
 
@@ -436,8 +530,8 @@ fn identity() -> Identity {
     }
 }
 
-/// One HTTP request on a stream of its own, by hand.
-async fn ask(mux: &Mux, method: &str, path: &str, body: &str) -> Result<()> {
+/// One HTTP request on a stream of its own, by hand; gives the answer's body.
+async fn ask(mux: &Mux, method: &str, path: &str, body: &str) -> Result<String> {
     let mut stream = mux.open().await?;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\
@@ -454,5 +548,7 @@ async fn ask(mux: &Mux, method: &str, path: &str, body: &str) -> Result<()> {
         "{method} {path} was answered with {:?}",
         String::from_utf8_lossy(status)
     );
-    Ok(())
+    let answer = String::from_utf8_lossy(&answer);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+    Ok(body.unwrap_or_default().to_owned())
 }

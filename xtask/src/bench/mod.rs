@@ -16,6 +16,7 @@ mod launch;
 mod memory;
 mod pipe;
 mod report;
+mod shares;
 mod stats;
 mod suspend;
 mod transfer;
@@ -65,6 +66,8 @@ enum Part {
     Launch,
     /// VMs to disk and back
     Suspend,
+    /// Files in a folder of the host
+    Shares,
     /// Images as disks
     Image,
     /// The idle daemon
@@ -88,6 +91,7 @@ enum Part {
 struct Plan {
     launch_pairs: u32,
     suspend_pairs: u32,
+    share_pairs: u32,
     image_pairs: u32,
     exec_rounds: u32,
     cli_rounds: u32,
@@ -111,6 +115,7 @@ impl Args {
             Plan {
                 launch_pairs: pairs,
                 suspend_pairs: pairs,
+                share_pairs: pairs,
                 image_pairs: pairs.min(3),
                 exec_rounds: 200,
                 cli_rounds: 20,
@@ -130,6 +135,7 @@ impl Args {
             Plan {
                 launch_pairs: self.pairs,
                 suspend_pairs: self.pairs,
+                share_pairs: self.pairs,
                 // One by hand takes ten times as long as ours.
                 image_pairs: self.pairs.min(8),
                 exec_rounds: 400,
@@ -153,6 +159,7 @@ impl Args {
         Plan {
             launch_pairs: if_wanted(Part::Launch, all.launch_pairs),
             suspend_pairs: if_wanted(Part::Suspend, all.suspend_pairs),
+            share_pairs: if_wanted(Part::Shares, all.share_pairs),
             image_pairs: if_wanted(Part::Image, all.image_pairs),
             exec_rounds: if_wanted(Part::Exec, all.exec_rounds),
             cli_rounds: if_wanted(Part::Exec, all.cli_rounds),
@@ -180,6 +187,7 @@ impl Args {
 struct Raw {
     launch: Option<launch::Samples>,
     suspend: Option<suspend::Samples>,
+    shares: Option<shares::Samples>,
     image: Option<image::Samples>,
     idle: Option<idle::Samples>,
     exec: Option<exec::Samples>,
@@ -202,6 +210,7 @@ impl Raw {
         let mut lines = Vec::new();
         lines.extend(self.launch.iter().flat_map(launch::Samples::story));
         lines.extend(self.suspend.iter().flat_map(suspend::Samples::story));
+        lines.extend(self.shares.iter().map(shares::Samples::story));
         lines.extend(self.image.iter().flat_map(image::Samples::story));
         lines.extend(self.exec.iter().map(exec::Samples::story));
         lines.extend(self.cli.iter().map(exec::CliSamples::story));
@@ -285,6 +294,9 @@ async fn measure(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
     }
     daemon.stop(false).await?;
 
+    if plan.share_pairs > 0 {
+        raw.shares = Some(shares::measure(plan.share_pairs, &file, &floor).await?);
+    }
     if plan.image_pairs > 0 {
         raw.image = Some(image::measure(&layout, dir, plan.image_pairs).await?);
     }

@@ -59,6 +59,7 @@ fn try_freeze(
     fs::create_dir(&dir)
         .and_then(|()| files::sync_dir(&work.commits()))
         .map_err(DaemonError::io("create", &dir))?;
+    slicer_fault::point("commit.begun");
     // What the guest wrote is in the host's memory for some seconds more.
     File::open(&disk)
         .and_then(|f| f.sync_all())
@@ -78,10 +79,13 @@ fn try_freeze(
     } else if formats.contains(&DiskFormat::Qcow2) {
         check_depth(work, commit)?;
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", &path))?;
+        slicer_fault::point("commit.noted");
         fs::hard_link(&disk, &own)
             .and_then(|()| files::sync_dir(&dir))
             .map_err(DaemonError::io("link", &own))?;
+        slicer_fault::point("commit.linked");
         overlay_disk(&own, commit.disk.into(), &disk)?;
+        slicer_fault::point("commit.overlay");
         after.disk = Some(DiskKind::Qcow2);
     } else {
         let options = CloneOptions {
@@ -93,7 +97,9 @@ fn try_freeze(
         files::write_atomically(&path, &text).map_err(DaemonError::io("write", &path))?;
     }
     after.save(work)?;
+    slicer_fault::point("commit.recorded");
     commit.save(work)?;
+    slicer_fault::point("commit.saved");
     // There it is. What is left is to forget how it came about.
     if let Err(e) = files::remove(&path) {
         warn!("cannot remove {}: {e}", path.display());

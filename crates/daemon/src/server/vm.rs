@@ -50,7 +50,10 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
             Some(why) => format!("VM {name} is paused, for {why}: free some, and it runs on"),
             None => format!("VM {name} is paused: resume it first"),
         })),
-        (Phase::Stopped(_), _) => Err(ApiError::conflict(format!(
+        (Phase::Stopped(Some(why)), _) => Err(ApiError::conflict(format!(
+            "VM {name} is stopped: relaunch it first; why it is: {why}"
+        ))),
+        (Phase::Stopped(None), _) => Err(ApiError::conflict(format!(
             "VM {name} is stopped: relaunch it first"
         ))),
         (Phase::Suspended(_), _) => Err(ApiError::conflict(format!(

@@ -33,6 +33,7 @@ pub(crate) fn remove_files(work: &WorkDir, name: &str) -> Result<(), DaemonError
         }
         _ => {}
     }
+    slicer_fault::point("delete.renamed");
     crate::saved::discard(work, name)?;
     for dir in [work.run(name)] {
         match std::fs::remove_dir_all(&dir) {
@@ -50,6 +51,7 @@ pub(crate) fn remove_files(work: &WorkDir, name: &str) -> Result<(), DaemonError
         _ => {}
     }
     VmRecord::remove(work, name)?;
+    slicer_fault::point("delete.forgotten");
     match std::fs::remove_file(&doomed) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(DaemonError::io("remove", doomed)(e))

@@ -40,6 +40,10 @@ pub(super) async fn launch(
             }
         },
     };
+    slicer_fault::point(match record.parent_commit_id {
+        None => "launch.disk",
+        Some(_) => "fork.disk",
+    });
     let state_dir = shared.work.run(name);
     std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
     let card = shared.networking.card(network, record).await?;
@@ -49,6 +53,7 @@ pub(super) async fn launch(
         ..spec(shared, record, &prepared, disk)
     };
     let machine = shared.hypervisor.launch(spec).await?;
+    slicer_fault::point("launch.machine");
     shared.networking.keep(card.link, &*machine);
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok(Launched {

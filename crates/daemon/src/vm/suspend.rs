@@ -108,6 +108,7 @@ impl Vm {
         if let Err(e) = machine.kill().await {
             warn!("{name}: {e}");
         }
+        slicer_fault::point("suspend.ended");
         self.set(Phase::Suspended(None));
         info!("{name}: suspended in {:.0?}", started.elapsed());
         Ok(())
@@ -252,6 +253,7 @@ async fn restore(
             )));
         }
     };
+    slicer_fault::point("restore.checked");
     let state_dir = spec.state_dir.clone();
     let made = std::fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", state_dir));
     made.map_err(Failure::Passing)?;

@@ -74,6 +74,13 @@ async fn a_killed_vm_is_told() {
     .await;
     let exec = daemon.raw().post("/vm/slicer-1/exec?cmd=true", "").await;
     assert_eq!(exec.status, 409, "{}", exec.text());
+    // It tells how far it had come, and what was last on its console.
+    let report = exec.text();
+    assert!(
+        report.contains("(signal: 9 (SIGKILL))") && report.contains(", while it was running"),
+        "{report}"
+    );
+    assert!(report.contains("; console: "), "{report}");
     assert_eq!(
         daemon.raw().post("/vm/slicer-1/relaunch", "").await.status,
         200

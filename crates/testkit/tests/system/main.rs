@@ -14,6 +14,7 @@ mod disks;
 mod docker;
 mod entrypoint;
 mod exec;
+mod faults;
 mod firstboot;
 mod foreign;
 mod forward;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         power::trials(),
         shares::trials(),
         suspend::trials(),
+        faults::trials(),
         network::trials(),
         many::trials(),
     ];

