@@ -1,5 +1,6 @@
 //! `slicer vm add`.
 
+use super::policy::PolicyFlags;
 use crate::connection::Connection;
 use crate::error::CliError;
 use crate::output;
@@ -74,6 +75,8 @@ pub(crate) struct Add {
         value_delimiter = ','
     )]
     secret: Option<Vec<String>>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Keep the VM and its disk when it stops
     #[arg(
         long,
@@ -184,6 +187,7 @@ impl Add {
             userdata: self.script()?,
             tags: name.chain(self.tag.iter().cloned()).collect(),
             secrets,
+            network: self.policy.lists(),
             ..CreateNode::default()
         })
     }
@@ -279,6 +283,7 @@ mod tests {
     use crate::args::{Cli, Command};
     use crate::commands::vm::Vm;
     use clap::Parser as _;
+    use slicer_api::NetworkPolicy;
 
     fn parse(words: &[&str]) -> Result<Add, clap::Error> {
         let line = ["slicer", "vm", "add"].iter().chain(words);
@@ -296,7 +301,7 @@ mod tests {
     fn flags_become_the_request() {
         assert_eq!(request(&["sbox"]), CreateNode::default());
         let words = "sbox --cpus 2 --ram-gb 4 -n web --tag a=b --tag c --ssh-key k --import-user me \
-                     --secret x,y --secrets=z --persistent";
+                     --secret x,y --secrets=z --persistent --no-allow --drop 10.0.0.0/8";
         let got = request(&words.split_whitespace().collect::<Vec<_>>());
         assert_eq!(
             got,
@@ -308,6 +313,10 @@ mod tests {
                 ssh_keys: vec!["k".into()],
                 tags: vec!["name=web".into(), "a=b".into(), "c".into()],
                 secrets: Some(vec!["x".into(), "y".into(), "z".into()]),
+                network: Some(NetworkPolicy {
+                    allow: Some(vec![]),
+                    drop: Some(vec!["10.0.0.0/8".into()]),
+                }),
                 ..CreateNode::default()
             }
         );
@@ -338,6 +347,7 @@ mod tests {
             &["--ram-gb", "0"],
             &["--userdata", "x", "--userdata-file", "y"],
             &["--persistent=maybe"],
+            &["--allow", "10.0.0.1", "--no-allow"],
             &["--timeout", "60"],
         ] {
             assert_eq!(parse(words).unwrap_err().exit_code(), 2, "{words:?}");

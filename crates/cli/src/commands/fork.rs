@@ -1,11 +1,12 @@
 //! `slicer vm fork`.
 
 use super::add::{Spinner, given_names, scaled};
+use super::policy::PolicyFlags;
 use crate::connection::Connection;
 use crate::error::CliError;
 use crate::output;
 use clap::Args;
-use slicer_api::{Fixup, ForkRequest, ForkWait, Forked, NetworkPolicy, TagMode, parse_duration};
+use slicer_api::{Fixup, ForkRequest, ForkWait, Forked, TagMode, parse_duration};
 use std::time::Duration;
 
 /// Launch a VM whose disk begins as a commit's
@@ -53,15 +54,8 @@ pub(crate) struct Fork {
         default_missing_value = "true"
     )]
     persistent: Option<bool>,
-    /// Let the VM reach only this; may be repeated
-    #[arg(long, value_name = "CIDR", conflicts_with = "no_allow")]
-    allow: Vec<String>,
-    /// Let the VM have no such list, whatever its group has
-    #[arg(long)]
-    no_allow: bool,
-    /// Keep the VM from reaching this; may be repeated
-    #[arg(long, value_name = "CIDR")]
-    drop: Vec<String>,
+    #[command(flatten)]
+    policy: PolicyFlags,
     /// Wait until the VM's agent answers
     #[arg(long)]
     wait: bool,
@@ -107,14 +101,8 @@ impl Fork {
             let words = given_names(words);
             words.iter().map(|w| w.parse::<Fixup>()).collect()
         });
-        let allow = self.no_allow || !self.allow.is_empty();
-        let drop = !self.drop.is_empty();
-        let network = NetworkPolicy {
-            allow: allow.then(|| self.allow.clone()),
-            drop: drop.then(|| self.drop.clone()),
-        };
         Ok(ForkRequest {
-            network: (allow || drop).then_some(network),
+            network: self.policy.lists(),
             tags: name.chain(self.tag.iter().cloned()).collect(),
             tag_mode: self.replace_tags.then_some(TagMode::Replace),
             secrets: self.secret.as_deref().map(given_names),
@@ -148,6 +136,7 @@ mod tests {
     use crate::args::{Cli, Command};
     use crate::commands::vm::Vm;
     use clap::Parser as _;
+    use slicer_api::NetworkPolicy;
 
     fn parse(words: &str) -> Result<Fork, clap::Error> {
         let line = ["slicer", "vm", "fork", "cmt-1"].into_iter();

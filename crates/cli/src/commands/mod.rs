@@ -19,6 +19,7 @@ pub(crate) mod install;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pause;
+pub(crate) mod policy;
 pub(crate) mod ready;
 pub(crate) mod relaunch;
 pub(crate) mod restore;
