@@ -363,7 +363,10 @@ impl Floor {
             .args(["-device", "pcie-root-port,id=share-port,chassis=1"])
             .arg("-chardev")
             .arg(format!("socket,id=fs,path={}", socket.display()))
-            .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=home,bus=share-port"]);
+            .args([
+                "-device",
+                "vhost-user-fs-pci,chardev=fs,tag=home,bus=share-port",
+            ]);
         let (child, near, _) = self.start(command).await?;
         let channel = near.try_clone()?;
         let boot = connect(UnixStream::from_std(near)?, wire::HELLO);
