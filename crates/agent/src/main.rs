@@ -25,6 +25,7 @@ mod net;
 mod port;
 mod power;
 mod ready;
+mod reclaim;
 mod requests;
 mod secrets;
 mod server;

@@ -4,7 +4,7 @@ use crate::error::{AgentError, io_error};
 use crate::init::{GuestInit, mount_modules};
 use crate::modules::{self, ModuleList};
 use crate::server::{Agent, Scope};
-use crate::{log, port, ready, requests, sys, units};
+use crate::{log, port, ready, reclaim, requests, sys, units};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -108,6 +108,7 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
         watcher.readiness.set_sane();
         watcher.readiness.ready().await;
         log::notice("the guest is ready");
+        reclaim::watch();
     });
     let server = Arc::clone(agent);
     agent.tasks.spawn(async move {

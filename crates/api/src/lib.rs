@@ -71,7 +71,7 @@ pub use secrets::{
 pub use shell::{
     DEFAULT_WINDOW, MAX_SHELL_DATA, MAX_SHELL_MESSAGE, ShellFrame, ShellRequest, whole_characters,
 };
-pub use stats::{NodeStats, StatsSnapshot};
+pub use stats::{HostMemory, NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.

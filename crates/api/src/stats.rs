@@ -77,6 +77,20 @@ pub struct NodeStats {
     /// Why it could not be asked.
     #[serde(default)]
     pub error: String,
+    /// What it takes of the host's memory; none when it has no machine, or its hypervisor can't
+    /// tell. Beyond SlicerVM's API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_memory: Option<HostMemory>,
+}
+
+/// A VM's share of the host's memory.
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostMemory {
+    /// What it takes now, bytes, with what its hypervisor needs for itself.
+    pub used: u64,
+    /// What of its memory it had once and has given back, bytes.
+    pub returned: u64,
 }
 
 #[cfg(test)]
@@ -111,9 +125,11 @@ mod tests {
             created_at: None,
             snapshot: None,
             error: "VM sbox-1 is paused".into(),
+            host_memory: None,
         };
         let json = serde_json::to_value(&stats).unwrap();
         assert!(json["snapshot"].is_null());
+        assert!(json.get("host_memory").is_none());
         assert_eq!(serde_json::from_value::<NodeStats>(json).unwrap(), stats);
     }
 }

@@ -20,6 +20,9 @@ const PORTS: u32 = 2;
 /// An interrupt for each of its queues, two a port and two for itself, and one for changes. With
 /// fewer, each interrupt has the guest look through all queues.
 const PORT_VECTORS: u32 = 2 * PORTS + 3;
+/// By it the guest tells which of its memory is free, which then takes none of the host's. After
+/// the other devices, so that these keep their places.
+const BALLOON: &str = "virtio-balloon-pci,free-page-reporting=on";
 /// The name by which the guest finds the port.
 const AGENT_PORT_NAME: &str = "slicer.agent";
 
@@ -134,6 +137,7 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
         let device = format!("virtio-net-pci,netdev=net,mac={mac}");
         push(["-device".as_ref(), device.as_ref()]);
     }
+    push(["-device".as_ref(), BALLOON.as_ref()]);
     Ok(a)
 }
 
@@ -335,6 +339,13 @@ mod tests {
             "-device pcie-root-port,id=share1-port,chassis=2 ",
         ] {
             assert!(with.contains(want), "{want} in {with}");
+        }
+    }
+
+    #[test]
+    fn guests_tell_what_memory_is_free() {
+        for accel in [Accelerator::Tcg, Accelerator::Kvm] {
+            assert!(line(&spec(), accel).contains(" virtio-balloon-pci,free-page-reporting=on"));
         }
     }
 

@@ -10,6 +10,7 @@ mod accel;
 mod args;
 mod channel;
 mod console;
+mod memory;
 mod process;
 mod qmp;
 mod save;

@@ -3,6 +3,7 @@
 use crate::accel::Accelerator;
 use crate::args;
 use crate::channel::{Channel, Keeper, channel};
+use crate::memory::Status;
 use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
 use crate::save::{Migration, Note, Origin};
@@ -11,7 +12,7 @@ use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
 use serde_json::Value;
 use slicer_machine::{
-    GuestStream, Machine, MachineError, MachineSpec, MachineState, Network, StopReason,
+    GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, Network, StopReason,
 };
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -34,6 +35,7 @@ pub(crate) struct QemuMachine {
     qmp: Arc<Qmp>,
     pub(crate) channel: Channel,
     pub(crate) state: watch::Receiver<MachineState>,
+    status: Status,
     /// How far a state is that is being written or read.
     pub(crate) migration: watch::Receiver<Migration>,
     pub(crate) origin: Origin,
@@ -94,6 +96,7 @@ impl QemuMachine {
         };
         let mut child = spawner.spawn(start).await?;
         write_note(&spec.state_dir.join(QEMU_NOTE), &child)?;
+        let status = Status::open(&child)?;
 
         let (event_tx, events) = mpsc::channel(64);
         let connect = async {
@@ -147,6 +150,7 @@ impl QemuMachine {
             qmp,
             channel,
             state,
+            status,
             migration,
             origin: Origin::of(spec, accel),
             kill,
@@ -266,6 +270,10 @@ impl Machine for QemuMachine {
                 why: "the QEMU process does not end".to_owned(),
             }),
         }
+    }
+
+    fn host_memory(&self) -> Option<HostMemory> {
+        self.status.memory()
     }
 
     fn state(&self) -> watch::Receiver<MachineState> {

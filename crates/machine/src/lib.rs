@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod memory;
 mod spec;
 
 pub use error::MachineError;
+pub use memory::HostMemory;
 pub use spec::{
     Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Share, Tap, TapNetwork,
     UserNetwork,
@@ -137,6 +139,12 @@ pub trait Machine: Send + Sync {
     /// Ends the VM at once. When it returns, no process and no lock of it is left; killing a VM
     /// that is gone is success.
     async fn kill(&self) -> Result<(), MachineError>;
+
+    /// What the VM takes of the host's memory now; none where the backend can't tell, or the VM is
+    /// gone. Doesn't block.
+    fn host_memory(&self) -> Option<HostMemory> {
+        None
+    }
 
     /// The VM's state, now and as it changes.
     fn state(&self) -> watch::Receiver<MachineState>;

@@ -360,10 +360,13 @@ impl Floor {
                 "memory-backend-memfd,id=mem,size={RAM_MB}M,share=on"
             ))
             .args(["-machine", "memory-backend=mem"])
-            .args(["-device", "pcie-root-port,id=port,chassis=1"])
+            .args(["-device", "pcie-root-port,id=share-port,chassis=1"])
             .arg("-chardev")
             .arg(format!("socket,id=fs,path={}", socket.display()))
-            .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=home,bus=port"]);
+            .args([
+                "-device",
+                "vhost-user-fs-pci,chardev=fs,tag=home,bus=share-port",
+            ]);
         let (child, near, _) = self.start(command).await?;
         let channel = near.try_clone()?;
         let boot = connect(UnixStream::from_std(near)?, wire::HELLO);
@@ -413,7 +416,10 @@ impl Sharer {
         };
         let path = format!("/exec?{}", request.to_query());
         let answer = ask(&self.mux, "POST", &path, "").await?;
-        let done: ExecBuffered = serde_json::from_str(&answer)?;
+        // It comes in one chunk, between what says how long that is.
+        let (from, to) = (answer.find('{'), answer.rfind('}'));
+        let json = from.zip(to).and_then(|(from, to)| answer.get(from..=to));
+        let done: ExecBuffered = serde_json::from_str(json.unwrap_or_default())?;
         ensure!(done.exit_code == 0, "{script}: {done:?}");
         Ok(done.stdout)
     }

@@ -124,7 +124,9 @@ fn render(now: &[NodeStats], before: &[NodeStats]) -> String {
             ("NET_TX/s", 8),
             ("DR/s", 8),
             ("DW/s", 8),
-            ("UP", 0),
+            ("UP", 8),
+            ("HOST_MEM", 8),
+            ("RETURNED", 0),
         ],
         1,
     );
@@ -135,8 +137,9 @@ fn render(now: &[NodeStats], before: &[NodeStats]) -> String {
     for node in now {
         let head = [node.hostname.clone(), node.ip.clone()];
         let Some(s) = &node.snapshot else {
-            let mut cells: [String; 15] = Default::default();
+            let mut cells: [String; 17] = Default::default();
             cells[..2].clone_from_slice(&head);
+            cells[15..].clone_from_slice(&host_memory(node));
             table.row(cells);
             continue;
         };
@@ -148,6 +151,7 @@ fn render(now: &[NodeStats], before: &[NodeStats]) -> String {
             format!("{}/s", per_second(bytes, seconds))
         };
         let [host, ip] = head;
+        let [used, returned] = host_memory(node);
         table.row([
             host,
             ip,
@@ -164,9 +168,18 @@ fn render(now: &[NodeStats], before: &[NodeStats]) -> String {
             rate(|s| s.disk_read_total),
             rate(|s| s.disk_write_total),
             s.uptime.clone(),
+            used,
+            returned,
         ]);
     }
     table.render()
+}
+
+/// What the host says about it, which doesn't need the guest.
+fn host_memory(node: &NodeStats) -> [String; 2] {
+    node.host_memory
+        .map(|m| [size(m.used), size(m.returned)])
+        .unwrap_or_default()
 }
 
 #[expect(
@@ -203,6 +216,7 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use slicer_api::HostMemory;
 
     fn node(hostname: &str, snapshot: Option<StatsSnapshot>) -> NodeStats {
         NodeStats {
@@ -211,6 +225,10 @@ mod tests {
             created_at: None,
             snapshot,
             error: String::new(),
+            host_memory: Some(HostMemory {
+                used: 300 << 20,
+                returned: 1 << 30,
+            }),
         }
     }
 
@@ -244,10 +262,11 @@ mod tests {
         assert_eq!(
             lines[2].join(" "),
             "sbox-1 192.168.64.3 2 0.50 0.00 0.00 159MB 853MB 12.3% 29.2GB 2KB/s 0B/s 0B/s 0B/s \
-             7m45s"
+             7m45s 300MB 1.0GB"
         );
         assert_eq!(lines[3][0], "sbox-2");
-        assert_eq!(lines[3][2..], ["-"; 13]);
+        assert_eq!(lines[3][2..15], ["-"; 13]);
+        assert_eq!(lines[3][15..], ["300MB", "1.0GB"]);
     }
 
     #[test]

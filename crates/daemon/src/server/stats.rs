@@ -8,7 +8,7 @@ use crate::vm::VmHandle;
 use axum::Json;
 use axum::extract::{Path, State};
 use futures_util::StreamExt;
-use slicer_api::{NodeStats, StatsSnapshot};
+use slicer_api::{HostMemory, NodeStats, StatsSnapshot};
 use std::sync::Arc;
 
 /// Guests that are asked at once.
@@ -58,5 +58,16 @@ async fn of(vm: VmHandle) -> NodeStats {
         created_at: Some(vm.record.created_at),
         snapshot,
         error,
+        host_memory: host_memory(&vm),
     }
+}
+
+/// Of a VM that is paused, too.
+fn host_memory(vm: &VmHandle) -> Option<HostMemory> {
+    let machine = vm.view.borrow().machine.clone();
+    let memory = machine?.host_memory()?;
+    Some(HostMemory {
+        used: memory.resident,
+        returned: memory.peak.saturating_sub(memory.resident),
+    })
 }
