@@ -163,6 +163,7 @@ impl Agent {
                     .map(|trimmed| http::json(&trimmed))
             }
             "/quiesce" if method == Method::POST => self.quiesce().await,
+            "/sync" if method == Method::POST => self.sync().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
             path @ ("/stats" | "/shell" | "/forward" | "/requests") => {
@@ -170,7 +171,7 @@ impl Agent {
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
-            path @ ("/identity" | "/quiesce" | "/shutdown") => {
+            path @ ("/identity" | "/quiesce" | "/shutdown" | "/sync") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(
@@ -370,6 +371,15 @@ impl Agent {
         });
         let synced = synced.await;
         synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
+        Ok(http::json(&json!({})))
+    }
+
+    /// Writes out what file systems hold.
+    async fn sync(&self) -> Result<Answer, ApiError> {
+        if self.scope != Scope::Process {
+            let synced = spawn_blocking(rustix::fs::sync).await;
+            synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
+        }
         Ok(http::json(&json!({})))
     }
 

@@ -7,7 +7,7 @@ use crate::vm::{Phase, View};
 use slicer_api::{GuestRequest, GuestSecrets, Identity};
 use slicer_machine::{Machine, MachineError};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -19,6 +19,10 @@ const IDENTIFY_TRIES: u32 = 20;
 const IDENTIFY_PAUSE: Duration = Duration::from_millis(100);
 /// Between two attempts to give a guest its changed secrets.
 const SECRETS_PAUSE: Duration = Duration::from_secs(2);
+/// A guest that was told the time in less than this has it.
+const CLOCK_TIME: Duration = Duration::from_millis(50);
+/// How often a guest that takes longer is told anew.
+const CLOCK_TRIES: u32 = 10;
 /// A guest that asks without end must not keep the host busy.
 const REQUEST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -64,6 +68,8 @@ pub(crate) struct Attendant {
     /// Counts the changes of the store.
     changes: watch::Receiver<u64>,
     view: watch::Receiver<View>,
+    /// Tells that the host woke up.
+    wakes: watch::Receiver<()>,
 }
 
 impl Attendant {
@@ -73,6 +79,7 @@ impl Attendant {
         identity: Identity,
         grant: Grant,
         view: watch::Receiver<View>,
+        wakes: watch::Receiver<()>,
     ) -> Self {
         let changes = grant.store.changes();
         Self {
@@ -81,6 +88,7 @@ impl Attendant {
             grant,
             changes,
             view,
+            wakes,
         }
     }
 
@@ -120,7 +128,6 @@ impl Attendant {
     }
 
     async fn introduce(&mut self) -> Result<(), GuestError> {
-        self.identity.clock_unix_nanos = clock();
         // From before they are read: no change after that is missed.
         self.changes.mark_unchanged();
         // Before users are let in, which an identity does.
@@ -134,10 +141,27 @@ impl Attendant {
         if !secrets.secrets.is_empty() {
             guest::give_secrets(&*self.machine, &secrets).await?;
         }
+        // Last, since every moment it is under way makes it wrong.
+        self.identity.clock_unix_nanos = clock();
         if guest::identify(&*self.machine, &self.identity).await? {
             return Ok(());
         }
         guest::wait_ready(&*self.machine).await
+    }
+
+    /// Sets the clock of a guest that knows who it is.
+    async fn set_clock(&mut self) -> Result<(), GuestError> {
+        self.running().await;
+        for _ in 0..CLOCK_TRIES {
+            let asked = Instant::now();
+            self.identity.clock_unix_nanos = clock();
+            guest::identify(&*self.machine, &self.identity).await?;
+            if asked.elapsed() < CLOCK_TIME {
+                return Ok(());
+            }
+        }
+        debug!("{}: it takes its time to set its clock", self.vm());
+        Ok(())
     }
 
     /// Gives a guest that is ready its secrets anew after each change, and whenever it asks for
@@ -151,6 +175,16 @@ impl Attendant {
         let mut shares = self.machine.shares_renewed();
         loop {
             let asked = tokio::select! {
+                woke = self.wakes.changed() => {
+                    // Nobody is left to tell once the daemon ends.
+                    if woke.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    if let Err(e) = self.set_clock().await {
+                        return self.lost(&e).await;
+                    }
+                    continue;
+                }
                 request = requests.next() => match request {
                     Ok(Some(GuestRequest::Secrets { id })) => Some(id),
                     Ok(None) => return self.lost("it ended").await,

@@ -260,6 +260,13 @@ pub(crate) async fn quiesce(machine: &dyn Machine) -> Result<(), GuestError> {
         .map(drop)
 }
 
+/// Has the guest write out what it holds for its disks, and go on.
+pub(crate) async fn sync(machine: &dyn Machine) -> Result<(), GuestError> {
+    within(ASK_TIME, ask(machine, Method::POST, "/sync", Vec::new()))
+        .await
+        .map(drop)
+}
+
 /// Asks the guest to power off.
 pub(crate) async fn shutdown(
     machine: &dyn Machine,

@@ -20,6 +20,7 @@ mod host;
 mod images;
 mod metrics;
 mod network;
+pub mod power;
 mod record;
 mod saved;
 mod secrets;
@@ -34,6 +35,7 @@ mod workdir;
 pub use error::DaemonError;
 
 use config::{ApiToken, Config};
+use power::{PowerError, PowerSource};
 use server::Server;
 use slicer_machine::{Arch, Hypervisor};
 use std::fmt::Write;
@@ -43,6 +45,7 @@ use std::sync::Arc;
 use supervisor::Supervisor;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 use workdir::WorkDir;
 
@@ -51,6 +54,8 @@ pub struct Daemon {
     supervisor: Arc<Supervisor>,
     stop_serving: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    /// Follows the host's sleep.
+    sleep: Option<AbortOnDropHandle<()>>,
 }
 
 impl Daemon {
@@ -88,7 +93,18 @@ impl Daemon {
             supervisor,
             stop_serving,
             serving,
+            sleep: None,
         })
+    }
+
+    /// Has VMs get what their groups ask for when the host goes to sleep, of which `source` tells. A
+    /// host that tells nobody is no error: there are those that never sleep.
+    pub fn heed_sleep(
+        &mut self,
+        source: impl Future<Output = Result<PowerSource, PowerError>> + Send + 'static,
+    ) {
+        let heeded = power::heed(self.supervisor.clone(), source);
+        self.sleep = Some(AbortOnDropHandle::new(tokio::spawn(heeded)));
     }
 
     /// Completes when a client of the API asks for the daemon's end. Whoever started the daemon is
@@ -109,6 +125,8 @@ impl Daemon {
                 self.supervisor.stop(true, false).await;
             }
         }
+        // Until here the host is kept awake, and delayed.
+        drop(self.sleep);
         self.stop_serving.send_replace(true);
         // Ended by its own limits.
         let _ = self.serving.await;

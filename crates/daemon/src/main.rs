@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use slicer_daemon::config::{self, Config, Host};
-use slicer_daemon::{Daemon, DaemonError};
+use slicer_daemon::{Daemon, DaemonError, power};
 use slicer_machine::Hypervisor;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -141,7 +141,8 @@ async fn run(config: &Config, suspend: bool) -> Outcome {
         }
     };
     let work_dir = std::env::current_dir()?;
-    let daemon = Daemon::start(config, &work_dir, hypervisor).await?;
+    let mut daemon = Daemon::start(config, &work_dir, hypervisor).await?;
+    daemon.heed_sleep(power::this_host());
     tokio::select! {
         () = asked() => {}
         () = daemon.asked_to_end() => {}

@@ -23,7 +23,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -44,6 +44,10 @@ pub(crate) struct Shared {
     pub(crate) commits: Commits,
     pub(crate) networking: Networking,
     vms: Mutex<BTreeMap<String, VmHandle>>,
+    /// Told when a VM comes, goes, or does something else.
+    pub(crate) phases: watch::Sender<()>,
+    /// Told when the host woke up: guests' clocks are behind.
+    pub(crate) wakes: watch::Sender<()>,
 }
 
 impl Shared {
@@ -64,6 +68,7 @@ impl Shared {
     /// Frees the name of a VM that is gone.
     pub(crate) fn forget(&self, name: &str) {
         self.vms().remove(name);
+        self.phases.send_replace(());
     }
 }
 
@@ -126,6 +131,8 @@ impl Supervisor {
             commits,
             networking,
             vms: Mutex::default(),
+            phases: watch::channel(()).0,
+            wakes: watch::channel(()).0,
         });
         let this = Arc::new(Self {
             shared,
@@ -263,6 +270,7 @@ impl Supervisor {
             start,
         );
         self.shared.vms().insert(name, handle.clone());
+        self.shared.phases.send_replace(());
         self.tasks.spawn(actor);
         let kept = forwards::keep_up(handle.clone(), self.tasks.clone());
         self.tasks.spawn(kept);
@@ -276,6 +284,11 @@ impl Supervisor {
 
     pub(crate) fn group(&self, name: &str) -> Option<&Group> {
         self.groups.iter().find(|g| g.config.name == name)
+    }
+
+    /// The configurations of all groups.
+    pub(crate) fn group_configs(&self) -> impl Iterator<Item = &HostGroupConfig> {
+        self.groups.iter().map(|g| &g.config)
     }
 
     /// The configuration of a group.
@@ -441,6 +454,7 @@ impl Supervisor {
                 Start::Launch,
             );
             vms.insert(name, handle.clone());
+            self.shared.phases.send_replace(());
             (record, handle, actor)
         };
         // In a task of its own: a client that leaves now must not leave half a VM.

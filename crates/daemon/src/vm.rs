@@ -225,6 +225,7 @@ impl Vm {
             }
             v.phase = phase;
         });
+        self.shared.phases.send_replace(());
     }
 
     fn phase(&self) -> Phase {
@@ -525,8 +526,8 @@ impl Vm {
             store: self.shared.secrets.clone(),
             names: self.record.secrets.clone(),
         };
-        let view = self.view.subscribe();
-        let attendant = Attendant::new(machine, self.identity(), grant, view);
+        let (view, wakes) = (self.view.subscribe(), self.shared.wakes.subscribe());
+        let attendant = Attendant::new(machine, self.identity(), grant, view, wakes);
         tasks.spawn(bring_up(attendant));
     }
 

@@ -4,6 +4,7 @@ use super::network::{NetworkConfig, read_network};
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
 use super::shares::{self, ShareConfig};
+use super::sleep::{self, SleepAction};
 use super::unserved;
 use crate::github::check_user;
 use slicer_api::{Forward, ForwardListen};
@@ -84,6 +85,8 @@ pub struct HostGroupConfig {
     pub github_user: String,
     /// What of the host the VMs see.
     pub shares: Vec<ShareConfig>,
+    /// What becomes of its VMs when the host goes to sleep.
+    pub sleep_action: SleepAction,
 }
 
 /// What the whole configuration gives to every group.
@@ -198,6 +201,7 @@ fn read_group(
     let userdata = read_userdata(table, shared, report);
     let forwards = read_forwards(table, shared, report);
     let shares = shares::read(table, shared.home, report);
+    let sleep_action = sleep::read(table, report);
     let ssh_keys = read_ssh_keys(table, report).map(|own| [shared.ssh_keys, &own].concat());
     let github_user = read_github_user(table, report).map(|own| {
         if own.is_empty() {
@@ -251,6 +255,7 @@ fn read_group(
         ssh_keys: ssh_keys?,
         github_user: github_user?,
         shares: shares?,
+        sleep_action: sleep_action?,
     })
 }
 

@@ -10,6 +10,7 @@ mod network;
 mod reader;
 mod report;
 mod shares;
+mod sleep;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub(crate) use network::MAX_DESTINATIONS;
 pub use network::{NetworkConfig, NetworkMode};
 pub use report::{ConfigError, Diagnostic, Place, Warning, WarningKind};
 pub use shares::ShareConfig;
+pub use sleep::SleepAction;
 pub use template::template;
 
 use reader::Table;

@@ -61,6 +61,9 @@ config:
       # What it sees of this machine at ~/home, and ~/host: your home directory. "" is nothing,
       # "~/code/" less.
       share_home: "~/"
+      # When this machine goes to sleep: none, suspend, shutdown, or prevent, which keeps it awake
+      # while the VM runs.
+      sleep_action: prevent
       # What of it is reachable on this machine: Docker, and the API of K3s. Nothing answers until
       # they are installed. Their ports and sockets are those of `slicer vm forward -L`.
       forwards:
@@ -74,6 +77,8 @@ config:
       ram_gb: @SBOX_RAM@
       storage_size: 15G
       share_home: ""
+      # Sandboxes end when the lid closes.
+      sleep_action: shutdown
       network:
         mode: nat
         gateway: 192.168.64.1/24

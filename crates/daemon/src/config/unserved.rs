@@ -81,12 +81,6 @@ const ROWS: &[Row] = &[
         Kind::Switch,
         "VMs run programs of their own architecture",
     ),
-    row(
-        GROUP,
-        "sleep_action",
-        Kind::Word(&["none", "prevent", "shutdown", "suspend"]),
-        "nothing is done when the host goes to sleep",
-    ),
     row(GROUP, "gpu_count", Kind::Number(64), "VMs have no GPU"),
     row(CA, "generate", Kind::Switch, "no CA is made for the group"),
     row(

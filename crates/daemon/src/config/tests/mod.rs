@@ -73,6 +73,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 ssh_keys: vec![],
                 github_user: String::new(),
                 shares: vec![],
+                sleep_action: SleepAction::None,
             }],
             hypervisor: Hypervisor::Qemu,
             kernel_image: None,
@@ -241,14 +242,13 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     let asking = group(&[
         "storage: zfs",
         "rosetta: true",
-        "sleep_action: prevent",
         "ca: {generate: true, files: [a.pem]}",
         "gpu_count: 1",
         "network: {mode: macvtap, parent: p}",
     ]) + "  kernel_file: k\n  network_name: n\n  \
           pci: {a-1: [0]}\n  ssh: {port: 2222, bind_address: 0.0.0.0}\n";
     let (_, warnings) = parse(&asking).unwrap();
-    assert_eq!(warnings.len(), 12, "{warnings:#?}");
+    assert_eq!(warnings.len(), 11, "{warnings:#?}");
     for warning in &warnings {
         assert_eq!(warning.kind, WarningKind::NotServed, "{warning}");
     }
@@ -260,7 +260,6 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     let silent = group(&[
         "storage: image",
         "rosetta: false",
-        "sleep_action: none",
         "ca: {generate: false, files: []}",
         "userdata:",
         "userdata_file: ''",
@@ -269,6 +268,23 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     ]) + "  kernel_file: ''\n  pci: {}\n  \
           ssh: {port: 0, bind_address: 127.0.0.1}\n";
     assert_eq!(accepted(&silent).1, [""; 0]);
+}
+
+#[test]
+fn sleep_actions_are_words() {
+    for (line, action) in [
+        ("count: 1", SleepAction::None),
+        ("sleep_action:", SleepAction::None),
+        ("sleep_action: ''", SleepAction::None),
+        ("sleep_action: none", SleepAction::None),
+        ("sleep_action: prevent", SleepAction::Prevent),
+        ("sleep_action: shutdown", SleepAction::Shutdown),
+        ("sleep_action: suspend", SleepAction::Suspend),
+    ] {
+        let (config, warnings) = accepted(&group(&[line]));
+        assert_eq!(config.host_groups[0].sleep_action, action, "{line}");
+        assert_eq!(warnings, [""; 0]);
+    }
 }
 
 #[test]
