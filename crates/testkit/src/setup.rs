@@ -14,6 +14,8 @@ pub struct Group {
     pub vcpu: u32,
     /// Memory of a VM, MiB.
     pub ram_mb: u32,
+    /// What becomes of its VMs when the host goes to sleep.
+    pub sleep_action: &'static str,
 }
 
 /// The group `slicer` with its one VM.
@@ -22,6 +24,7 @@ pub const SLICER: Group = Group {
     count: 1,
     vcpu: 1,
     ram_mb: 512,
+    sleep_action: "none",
 };
 
 /// The group `sbox`, of which VMs are launched on demand.
@@ -30,6 +33,7 @@ pub const SBOX: Group = Group {
     count: 0,
     vcpu: 1,
     ram_mb: 512,
+    sleep_action: "none",
 };
 
 /// How a daemon under test is set up. The API is at `./slicer.sock`.
@@ -83,12 +87,14 @@ impl Setup {
             count,
             vcpu,
             ram_mb,
+            sleep_action,
         } in &self.groups
         {
             let _ = write!(
                 text,
                 "    - name: {name}\n      count: {count}\n      vcpu: {vcpu}\n      \
-                 ram_mb: {ram_mb}\n      storage_size: 15G\n{}",
+                 ram_mb: {ram_mb}\n      storage_size: 15G\n      \
+                 sleep_action: {sleep_action}\n{}",
                 self.group
             );
         }

@@ -32,6 +32,7 @@ mod power;
 mod reclaim;
 mod shares;
 mod shell;
+mod sleep;
 mod ssh;
 mod stats;
 mod suspend;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         power::trials(),
         shares::trials(),
         suspend::trials(),
+        sleep::trials(),
         faults::trials(),
         network::trials(),
         many::trials(),

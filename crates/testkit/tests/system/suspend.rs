@@ -26,15 +26,15 @@ async fn status(client: &Client, vm: &str) -> Option<NodeStatus> {
 }
 
 /// Something that is in the guest's memory alone.
-async fn remember(client: &Client, vm: &str) {
+pub(crate) async fn remember(client: &Client, vm: &str) {
     says(client, vm, "echo remembered > /dev/shm/note").await;
 }
 
-async fn remembers(client: &Client, vm: &str) {
+pub(crate) async fn remembers(client: &Client, vm: &str) {
     assert_eq!(says(client, vm, "cat /dev/shm/note").await, "remembered");
 }
 
-async fn clock_is_right(client: &Client, vm: &str) {
+pub(crate) async fn clock_is_right(client: &Client, vm: &str) {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let before = now();
     let said = says(client, vm, "date +%s%N").await;
