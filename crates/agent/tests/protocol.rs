@@ -39,7 +39,7 @@ async fn nobody_is_let_in_before_the_guest_knows_who_it_is() {
         for _ in 0..2 {
             let answer = host.send("POST", "/identity", body).await;
             assert_eq!(answer.status(), 200);
-            assert_eq!(body_json(answer).await, json!({}));
+            assert_eq!(body_json(answer).await, json!({"ready": true}));
         }
     };
     let (answer, ()) = tokio::join!(waiting, naming);

@@ -96,7 +96,16 @@ pub(crate) fn host(id: &str, veths: &str, shared: &[Shared]) -> String {
 
 /// The rules in the namespace of a VM that has this address. `inside` is its tap, `outside` the
 /// device that leads to the host.
-pub(crate) fn isolated(policy: &Policy, address: Ipv4Addr, inside: &str, outside: &str) -> String {
+///
+/// `host` is the host's end of that: an address of the host that nobody can be expected to think of
+/// who makes a list, and so refused.
+pub(crate) fn isolated(
+    policy: &Policy,
+    address: Ipv4Addr,
+    inside: &str,
+    outside: &str,
+    host: Ipv4Addr,
+) -> String {
     let mut verdicts = String::new();
     for (list, verdict) in [(&policy.allow, "accept"), (&policy.drop, REFUSE)] {
         for destination in list {
@@ -115,6 +124,7 @@ pub(crate) fn isolated(policy: &Policy, address: Ipv4Addr, inside: &str, outside
     iifname \"{outside}\" oifname \"{inside}\" accept
     iifname != \"{inside}\" drop
     meta nfproto != ipv4 drop
+    ip daddr {host} {REFUSE}
 {verdicts}    {rest}
   }}
   chain input {{
@@ -160,16 +170,21 @@ mod tests {
             allow: list(&["10.0.0.1:443", "fe80::1"]),
             drop: list(&["10.0.0.0/8", "0.0.0.0/0"]),
         };
-        let text = isolated(&policy, Ipv4Addr::new(192, 168, 64, 2), "tap", "up");
+        let (vm, host) = (
+            Ipv4Addr::new(192, 168, 64, 2),
+            Ipv4Addr::new(169, 254, 0, 1),
+        );
+        let text = isolated(&policy, vm, "tap", "up", host);
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         let at = |line: &str| {
             let found = lines.iter().position(|l| *l == line);
             found.unwrap_or_else(|| panic!("no {line:?} in {text}"))
         };
         let spoofed = at("iifname \"tap\" ip saddr != 192.168.64.2 drop");
+        let hidden = at("ip daddr 169.254.0.1 reject with icmpx type admin-prohibited");
         let allow = at("ip daddr 10.0.0.1/32 meta l4proto { tcp, udp } th dport 443 accept");
         let drop = at("ip daddr 10.0.0.0/8 reject with icmpx type admin-prohibited");
-        assert!(spoofed < allow && allow < drop, "{text}");
+        assert!(spoofed < hidden && hidden < allow && allow < drop, "{text}");
         assert_eq!(lines[drop + 1], REFUSE);
         assert_eq!(lines[drop + 2], "accept");
         assert!(!text.contains("fe80"));

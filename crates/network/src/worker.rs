@@ -405,7 +405,7 @@ fn inside(
         without_ipv6(name);
     }
     // Before there is anything that could pass.
-    let rules = rules::isolated(&isolated.policy, isolated.address, INSIDE, "up0");
+    let rules = rules::isolated(&isolated.policy, isolated.address, INSIDE, "up0", OUTER);
     nft::apply(nft, &rules)?;
     let links = Links::open()?;
     let (tap, _) = tap::create(INSIDE)?;

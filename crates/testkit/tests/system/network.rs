@@ -206,6 +206,9 @@ async fn isolated() {
     assert_eq!(fetch(&client, &two, WORLD, 80).await, None);
     let known = Some(two_ip.to_string());
     assert_eq!(fetch(&client, &two, HOST_TOO, 80).await, known);
+    // But for the host's end of the way to it, which no list has.
+    let hidden = Ipv4Addr::new(169, 254, 0, 1);
+    assert_eq!(fetch(&client, &two, hidden, 80).await, None);
     let node = client.node(&two).await.unwrap();
     assert_eq!(node.network.mode, "isolated");
     assert_eq!(node.network.policy_source, "override");
