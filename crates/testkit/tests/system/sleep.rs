@@ -72,9 +72,18 @@ async fn vms_sleep_and_wake_with_the_host() {
     let sleeper = client.start_background("sbox-1", &sleeper).await.unwrap();
     // As after a sleep of hours.
     says(&client, "stays-1", "sudo date -s '-2 hours'").await;
-    let write = "head -c 16M /dev/zero > ~/written";
-    says(&client, "stays-1", write).await;
-    assert!(unwritten(&client, "stays-1").await > 8 << 10);
+    // From here on the guest writes nothing by itself, for as long as there is memory for it.
+    let keep = "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; \
+                echo 60 > /proc/sys/vm/dirty_background_ratio; \
+                echo 80 > /proc/sys/vm/dirty_ratio; \
+                echo 90 > /sys/block/vda/bdi/min_ratio";
+    says(&client, "stays-1", &format!("sudo sh -ec '{keep}'")).await;
+    wait_until("something is unwritten", LIMIT, async || {
+        // More of it, for what replaces a file is written at once.
+        says(&client, "stays-1", "head -c 16M /dev/zero >> ~/written").await;
+        unwritten(&client, "stays-1").await > 8 << 10
+    })
+    .await;
 
     logind.sleep();
     locks(&logind, 0, 1).await;
@@ -128,7 +137,6 @@ async fn a_host_that_never_sleeps() {
     let client = daemon.client();
     ready(&client, "slicer-1").await;
     assert_eq!(daemon.log().matches(said).count(), 1);
-    assert_eq!(daemon.log().matches("WARN").count(), 1, "{}", daemon.log());
     drop(client);
     daemon.stop();
 }
