@@ -1,19 +1,18 @@
 //! What a guest no longer uses of its memory, the host has again.
 
-use crate::lifecycle::launch;
+use crate::lifecycle::sandbox;
 use crate::tests;
 use crate::tour::says;
 use libtest_mimic::Trial;
-use slicer_api::{CreateNode, HostMemory};
+use slicer_api::HostMemory;
 use slicer_client::Client;
-use slicer_testkit::{Setup, TestDaemon, wait_until};
+use slicer_testkit::{Group, SBOX, Setup, TestDaemon, wait_until};
 use std::time::Duration;
 
 /// How long what was freed may be missed.
 const SOON: Duration = Duration::from_secs(30);
 /// A guest is idle after two minutes, and drops 256 MiB in each ten seconds from then on.
 const LATER: Duration = Duration::from_mins(5);
-const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -26,13 +25,12 @@ async fn host_memory(client: &Client, vm: &str) -> HostMemory {
 }
 
 async fn what_is_freed_is_given_back() {
-    let daemon = TestDaemon::start(&Setup::sandboxes());
+    let daemon = TestDaemon::start(&Setup::of([Group {
+        ram_mb: 2048,
+        ..SBOX
+    }]));
     let client = daemon.client();
-    let request = CreateNode {
-        ram_bytes: 2 * GIB,
-        ..CreateNode::default()
-    };
-    let vm = launch(&client, &request).await;
+    let vm = sandbox(&client).await;
     says(
         &client,
         &vm,

@@ -127,7 +127,8 @@ async fn a_host_that_never_sleeps() {
     wait_until("that is told", LIMIT, async || daemon.log().contains(said)).await;
     let client = daemon.client();
     ready(&client, "slicer-1").await;
-    assert_eq!(daemon.log().matches("sleep").count(), 1, "{}", daemon.log());
+    assert_eq!(daemon.log().matches(said).count(), 1);
+    assert_eq!(daemon.log().matches("WARN").count(), 1, "{}", daemon.log());
     drop(client);
     daemon.stop();
 }
