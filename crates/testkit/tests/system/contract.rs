@@ -189,6 +189,8 @@ async fn names_nobody_has_and_a_running_vm() {
         "DELETE /hostgroup/{group}/nodes/{vm}",
         "POST /vm/{vm}/shutdown",
         "POST /vm/{vm}/pause",
+        "POST /vm/{vm}/suspend",
+        "POST /vm/{vm}/restore",
         "POST /vm/{vm}/relaunch",
         "POST /vm/{vm}/commit",
         "DELETE /vm/commits/{id}",

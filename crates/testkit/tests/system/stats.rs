@@ -68,7 +68,7 @@ async fn a_vm_that_cannot_be_asked_says_why(tour: &Tour) {
     // What it takes of the host's memory is known all the same.
     for vm in [&vm, VM] {
         let used = of(vm).unwrap()["host_memory"]["used"].as_u64().unwrap();
-        assert!(used > 64 << 20 && used < 1 << 30, "{all}");
+        assert!(used > 64 << 20 && used < 4 << 30, "{all}");
     }
     assert_eq!(tour.cli(&format!("vm delete {vm}")).await.code, 0);
 }
@@ -89,7 +89,7 @@ async fn top_is_a_table(tour: &Tour) {
     let row = rows.iter().find(|r| r[0] == VM).unwrap();
     assert_eq!(row.len(), 17, "{top:?}");
     assert!(row[6].ends_with("MB") && row[9].ends_with("GB"), "{row:?}");
-    assert!(row[15].ends_with("MB") && row[16].ends_with('B'), "{row:?}");
+    assert!(row[15].ends_with('B') && row[16].ends_with('B'), "{row:?}");
     let one = tour.cli(&format!("vm top {VM} --json")).await.json();
     assert_eq!(one[0]["hostname"], VM);
     assert_eq!(tour.cli("vm top nobody").await.code, 1);
