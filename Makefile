@@ -15,7 +15,8 @@ TRIPLE := $(ARCH)-unknown-linux-gnu
 QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
 # It came with QEMU until Debian 12.
 VIRTIOFSD_PACKAGE := $(if $(shell grep -s 'VERSION_CODENAME=bookworm' /etc/os-release),qemu-system-common,virtiofsd)
-DEBIAN_PACKAGES := $(QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) qemu-utils nftables iproute2 mmdebstrap uidmap dbus-daemon e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
+DEBIAN_PACKAGES := $(QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) qemu-utils nftables iproute2 mmdebstrap uidmap \
+	dbus-daemon e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
 
 AGENT_TARGET := $(CURDIR)/target/agent

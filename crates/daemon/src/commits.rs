@@ -23,7 +23,6 @@ use slicer_api::{ApiError, CommitRequest, is_commit_id};
 use slicer_image::backing_file;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{info, warn};
@@ -63,7 +62,7 @@ impl Commits {
             let (name, path) = (entry.file_name(), entry.path());
             let name = name.to_string_lossy().into_owned();
             if path.extension().is_some_and(|e| e == DELETING) {
-                remove_tree(&path)?;
+                files::remove_tree(&path).map_err(DaemonError::io("remove", &path))?;
                 continue;
             }
             if !is_commit_id(&name) {
@@ -155,7 +154,7 @@ impl Commits {
             .map_err(|e| failed(DaemonError::io("remove", &dir)(e)))?;
         slicer_fault::point("uncommit.renamed");
         self.known().remove(id);
-        remove_tree(&doomed).map_err(failed)
+        files::remove_tree(&doomed).map_err(|e| failed(DaemonError::io("remove", &doomed)(e)))
     }
 }
 
@@ -239,13 +238,6 @@ fn subdirectories(dir: &Path) -> Result<Vec<String>, DaemonError> {
         );
     }
     Ok(names)
-}
-
-fn remove_tree(path: &Path) -> Result<(), DaemonError> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DaemonError::io("remove", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

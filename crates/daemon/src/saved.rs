@@ -65,7 +65,8 @@ fn files_of(spec: &MachineSpec) -> impl Iterator<Item = (&str, &Path)> {
     boot.into_iter().chain(disks)
 }
 
-fn memory(work: &WorkDir, vm: &str) -> PathBuf {
+/// The hypervisor's file.
+pub(crate) fn memory(work: &WorkDir, vm: &str) -> PathBuf {
     work.suspended(vm).join("memory")
 }
 
@@ -126,11 +127,6 @@ impl Saved {
             .ok()
     }
 
-    /// The hypervisor's file.
-    pub(crate) fn memory(work: &WorkDir, vm: &str) -> PathBuf {
-        memory(work, vm)
-    }
-
     /// What of the machine's files is no longer as it was when the state was saved.
     pub(crate) fn stale(&self, spec: &MachineSpec) -> Option<String> {
         for (role, path) in files_of(spec) {
@@ -160,10 +156,7 @@ pub(crate) fn discard(work: &WorkDir, vm: &str) -> Result<(), DaemonError> {
         slicer_fault::point("restore.forgotten");
     }
     let dir = work.suspended(vm);
-    match fs::remove_dir_all(&dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(DaemonError::io("remove", dir)(e)),
-        _ => Ok(()),
-    }
+    files::remove_tree(&dir).map_err(DaemonError::io("remove", dir))
 }
 
 /// Removes what a daemon that died left of states that it was writing, or of VMs there are no more.

@@ -468,8 +468,7 @@ impl Supervisor {
             let durable = saved.is_ok();
             if durable {
                 slicer_fault::point("launch.recorded");
-            }
-            if !durable {
+            } else {
                 shared.forget(&record.hostname);
             }
             let _ = tx.send(saved);

@@ -87,9 +87,7 @@ impl Qemu {
                 hint: "install QEMU for this guest architecture",
             })
     }
-}
 
-impl Qemu {
     /// What serves the VM's shares, if it has any.
     fn virtiofsd(&self, spec: &MachineSpec) -> Result<Option<Virtiofsd>, MachineError> {
         if spec.shares.is_empty() {
@@ -103,6 +101,33 @@ impl Qemu {
                 why: why.clone(),
             }),
         }
+    }
+
+    /// Starts a machine; `saved` is the file and the note of one that was saved, which it takes up.
+    async fn start(
+        &self,
+        spec: &MachineSpec,
+        saved: Option<(&Path, &str)>,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let program = self.program(spec.arch)?;
+        let virtiofsd = self.virtiofsd(spec)?;
+        let accel = self
+            .accel
+            .get(&self.spawner, program, spec.arch, &spec.boot)
+            .await;
+        let incoming = match saved {
+            None => None,
+            Some((memory, note)) => {
+                let note = save::Note::read(&spec.name, note)?;
+                note.check(spec, accel)?;
+                let memory = save::open(memory).await?;
+                Some(vm::Incoming { memory, note })
+            }
+        };
+        let spawner = &self.spawner;
+        let machine =
+            vm::QemuMachine::launch(spawner, program, accel, spec, virtiofsd, incoming).await?;
+        Ok(Box::new(machine))
     }
 }
 
@@ -121,15 +146,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
-        let program = self.program(spec.arch)?;
-        let virtiofsd = self.virtiofsd(&spec)?;
-        let accel = self
-            .accel
-            .get(&self.spawner, program, spec.arch, &spec.boot)
-            .await;
-        Ok(Box::new(
-            vm::QemuMachine::launch(&self.spawner, program, accel, &spec, virtiofsd, None).await?,
-        ))
+        self.start(&spec, None).await
     }
 
     async fn restore(
@@ -138,29 +155,7 @@ impl Hypervisor for Qemu {
         memory: &Path,
         note: &str,
     ) -> Result<Box<dyn Machine>, MachineError> {
-        let program = self.program(spec.arch)?;
-        let virtiofsd = self.virtiofsd(&spec)?;
-        let accel = self
-            .accel
-            .get(&self.spawner, program, spec.arch, &spec.boot)
-            .await;
-        let note = save::Note::read(&spec.name, note)?;
-        note.check(&spec, accel)?;
-        let incoming = vm::Incoming {
-            memory: save::open(memory).await?,
-            note,
-        };
-        Ok(Box::new(
-            vm::QemuMachine::launch(
-                &self.spawner,
-                program,
-                accel,
-                &spec,
-                virtiofsd,
-                Some(incoming),
-            )
-            .await?,
-        ))
+        self.start(&spec, Some((memory, note))).await
     }
 
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError> {

@@ -237,8 +237,8 @@ pub(crate) fn boot_id() -> String {
     id.trim().to_owned()
 }
 
-/// Writes down which process it is that a later daemon may have to end. A torn note names no process, so it needs no fsync: a
-/// host that crashed has no orphans either.
+/// Writes down which process it is that a later daemon may have to end. A torn note names no process,
+/// so it needs no fsync: a host that crashed has no orphans either.
 pub(crate) fn write_note(path: &Path, child: &Child) -> Result<(), MachineError> {
     let failed = |source| MachineError::Io {
         action: "write",

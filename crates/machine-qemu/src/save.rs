@@ -261,3 +261,42 @@ impl QemuMachine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(hardware: &[&str]) -> Origin {
+        Origin {
+            accelerator: Accelerator::Tcg,
+            hardware: hardware.iter().map(|h| (*h).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn another_machine_is_told_by_what_differs() {
+        let saved = origin(&["-smp 1", "-m 512M"]);
+        assert_eq!(saved.differs(&saved), None);
+        for (now, why) in [
+            (
+                origin(&["-smp 2", "-m 512M"]),
+                "had -smp 1, and now has -smp 2",
+            ),
+            (origin(&["-m 512M"]), "had -smp 1, and no longer has"),
+            (
+                origin(&["-smp 1", "-m 512M", "-device x"]),
+                "now has -device x",
+            ),
+            (
+                Origin {
+                    accelerator: Accelerator::Kvm,
+                    ..saved.clone()
+                },
+                "ran on Tcg",
+            ),
+        ] {
+            let text = now.differs(&saved).unwrap();
+            assert!(text.contains(why), "{text}");
+        }
+    }
+}

@@ -170,13 +170,8 @@ impl Floor {
         let boot = async {
             let (mux, driver) = connect(UnixStream::from_std(near)?, wire::HELLO).await?;
             let resume = mux.resume_trigger();
-            let talk = async {
-                let identity = serde_json::to_string(&identity())?;
-                ask(&mux, "POST", "/identity", &identity).await?;
-                ask(&mux, "GET", "/health?wait=ready", "").await.map(drop)
-            };
             tokio::select! {
-                ready = talk => ready?,
+                ready = introduce(&mux) => ready?,
                 ended = driver => bail!("the guest channel ended: {ended}"),
             }
             Ok(resume)
@@ -263,7 +258,8 @@ impl Floor {
             .args(["-device", "virtio-blk-pci,drive=modules,serial=modules"])
             .arg("-netdev")
             .arg("user,id=net,ipv6=off,net=192.168.64.0/24,host=192.168.64.1,dns=192.168.64.254")
-            .args(["-device", &format!("virtio-net-pci,netdev=net,mac={MAC}")]);
+            .args(["-device", &format!("virtio-net-pci,netdev=net,mac={MAC}")])
+            .args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
         command
     }
 }
@@ -381,9 +377,7 @@ impl Floor {
             running: (child, server),
         };
         let ready = async {
-            let identity = serde_json::to_string(&identity())?;
-            ask(&this.mux, "POST", "/identity", &identity).await?;
-            ask(&this.mux, "GET", "/health?wait=ready", "").await?;
+            introduce(&this.mux).await?;
             this.says("modprobe virtiofs; mount -t virtiofs home /mnt")
                 .await
         };
@@ -504,9 +498,7 @@ async fn greet(near: StdUnixStream, start: Instant) -> Result<Boot> {
     let (mux, driver) = connect(UnixStream::from_std(near)?, wire::HELLO).await?;
     let first_byte = start.elapsed().as_secs_f64();
     let talk = async {
-        let identity = serde_json::to_string(&identity())?;
-        ask(&mux, "POST", "/identity", &identity).await?;
-        ask(&mux, "GET", "/health?wait=ready", "").await?;
+        introduce(&mux).await?;
         Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64())
     };
     let ready = tokio::select! {
@@ -514,6 +506,13 @@ async fn greet(near: StdUnixStream, start: Instant) -> Result<Boot> {
         ended = driver => bail!("the guest channel ended: {ended}"),
     }?;
     Ok(Boot { first_byte, ready })
+}
+
+/// Tells the agent who it is, and waits until it is ready.
+async fn introduce(mux: &Mux) -> Result<()> {
+    let identity = serde_json::to_string(&identity())?;
+    ask(mux, "POST", "/identity", &identity).await?;
+    ask(mux, "GET", "/health?wait=ready", "").await.map(drop)
 }
 
 fn identity() -> Identity {

@@ -152,7 +152,7 @@ pub(super) fn settle(work: &WorkDir, id: &str) -> Result<bool, DaemonError> {
             .map_err(|e| DaemonError::io("read", &path)(io::Error::other(e)))?;
         take_back(work, id, &before)?;
     }
-    super::remove_tree(&dir)?;
+    files::remove_tree(&dir).map_err(DaemonError::io("remove", &dir))?;
     files::sync_dir(&work.commits()).map_err(DaemonError::io("write", work.commits()))?;
     Ok(false)
 }

@@ -143,11 +143,7 @@ async fn create_vm(
     let name = &vm.record.hostname;
     let launched = async {
         vm.launched().await?;
-        match wait {
-            None => Ok(()),
-            Some(Wait::Agent) => vm.ready().await,
-            Some(Wait::Userdata) => vm.userdata_ran().await,
-        }
+        vm.reached(wait).await
     };
     if wait.is_none() {
         launched.await?;

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use slicer_api::{
     ApiError, CreatedNode, Health, Logs, NodeDetail, RESTORED, ShutdownAction, ShutdownRequest,
-    Tags, TagsChange, Wait,
+    Tags, TagsChange,
 };
 use slicer_machine::Machine;
 use std::sync::Arc;
@@ -214,11 +214,7 @@ pub(super) async fn restore(
     let vm = supervisor.get(&name)?;
     let restored = async {
         let lost = vm.restore().await?;
-        match wait {
-            None => {}
-            Some(Wait::Agent) => vm.ready().await?,
-            Some(Wait::Userdata) => vm.userdata_ran().await?,
-        }
+        vm.reached(wait).await?;
         Ok::<_, ApiError>(lost)
     };
     let lost = if wait.is_some() {

@@ -1,6 +1,7 @@
 //! What there is of a VM on disk: who may make it, and how it goes.
 
 use crate::DaemonError;
+use crate::files;
 use crate::record::VmRecord;
 use crate::workdir::WorkDir;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,14 +36,8 @@ pub(crate) fn remove_files(work: &WorkDir, name: &str) -> Result<(), DaemonError
     }
     slicer_fault::point("delete.renamed");
     crate::saved::discard(work, name)?;
-    for dir in [work.run(name)] {
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(DaemonError::io("remove", dir)(e));
-            }
-            _ => {}
-        }
-    }
+    let dir = work.run(name);
+    files::remove_tree(&dir).map_err(DaemonError::io("remove", dir))?;
     let console = work.console(name);
     match std::fs::remove_file(&console) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 impl Vm {
-    /// Opens the disk of a VM that is off; of one paused or suspended it is as after a power cut. From then on
-    /// its files may be renamed and removed, but not written to.
+    /// Opens the disk of a VM that is off; of one paused or suspended it is as after a power cut. From
+    /// then on its files may be renamed and removed, but not written to.
     pub(super) async fn export(
         &mut self,
         wanted: FileFormat,

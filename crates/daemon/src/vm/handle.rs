@@ -4,7 +4,7 @@ use crate::commits::CommitRecord;
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::record::VmRecord;
-use slicer_api::{ApiError, CommitRequest, Node, NodeStatus, ShutdownAction, TagsChange};
+use slicer_api::{ApiError, CommitRequest, Node, NodeStatus, ShutdownAction, TagsChange, Wait};
 use slicer_image::{Export, FileFormat};
 use slicer_machine::Machine;
 use std::sync::Arc;
@@ -224,6 +224,15 @@ impl VmHandle {
     /// Waits until the guest is ready, or tells why it never will be. The caller bounds it.
     pub(crate) async fn ready(&self) -> Result<(), ApiError> {
         self.until(|v| v.ready).await
+    }
+
+    /// Waits for what a client wants to wait for, or tells why it never will be. The caller bounds it.
+    pub(crate) async fn reached(&self, wait: Option<Wait>) -> Result<(), ApiError> {
+        match wait {
+            None => Ok(()),
+            Some(Wait::Agent) => self.ready().await,
+            Some(Wait::Userdata) => self.userdata_ran().await,
+        }
     }
 
     async fn until(&self, there: impl Fn(&View) -> bool) -> Result<(), ApiError> {

@@ -83,27 +83,22 @@ impl Vm {
             }
         }
         tasks.shutdown().await;
-        match self.save_state(&machine, restore_at_start).await {
-            Ok(()) => {}
-            Err(e) => {
-                let (work, vm) = (self.shared.work.clone(), name.clone());
-                let discarded = spawn_blocking(move || saved::discard(&work, &vm)).await;
-                if let Ok(Err(e)) = discarded {
-                    warn!("{name}: {e}");
-                }
-                if was == Phase::Running
-                    && let Err(e) = self.freeze(false).await
-                {
-                    warn!("{name}: {}", e.message);
-                }
-                self.go_on(machine, tasks).await;
-                let text = format!("cannot suspend VM {name}: {e}");
-                return Err(if e.is_disk_full() {
-                    ApiError::insufficient_storage(format!("{text}: {}", crate::error::FREE_SPACE))
-                } else {
-                    ApiError::internal(text)
-                });
+        if let Err(e) = self.save_state(&machine, restore_at_start).await {
+            if let Err(e) = self.forget_state().await {
+                warn!("{name}: {}", e.message);
             }
+            if was == Phase::Running
+                && let Err(e) = self.freeze(false).await
+            {
+                warn!("{name}: {}", e.message);
+            }
+            self.go_on(machine, tasks).await;
+            let text = format!("cannot suspend VM {name}: {e}");
+            return Err(if e.is_disk_full() {
+                ApiError::insufficient_storage(format!("{text}: {}", crate::error::FREE_SPACE))
+            } else {
+                ApiError::internal(text)
+            });
         }
         if let Err(e) = machine.kill().await {
             warn!("{name}: {e}");
@@ -179,13 +174,17 @@ impl Vm {
         });
     }
 
-    /// Gives up the saved state of a VM that is suspended: it is as after a power cut.
+    /// Gives up the saved state of this VM, whole or begun: without it, it is as after a power cut.
     pub(super) async fn forget_state(&self) -> Result<(), ApiError> {
-        let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
-        let discarded = spawn_blocking(move || saved::discard(&work, &name)).await;
-        let discarded = discarded.unwrap_or(Err(DaemonError::Internal("removing a saved state")));
-        discarded.map_err(|e| e.to_api())
+        let forgotten = forget_state(&self.shared, &self.record.hostname).await;
+        forgotten.map_err(|e| e.to_api())
     }
+}
+
+async fn forget_state(shared: &Shared, vm: &str) -> Result<(), DaemonError> {
+    let (work, vm) = (shared.work.clone(), vm.to_owned());
+    let discarded = spawn_blocking(move || saved::discard(&work, &vm)).await;
+    discarded.unwrap_or(Err(DaemonError::Internal("removing a saved state")))
 }
 
 /// Why a restore came to nothing.
@@ -204,16 +203,14 @@ async fn restore_or_launch(
     network: &NetworkConfig,
     gate: DiskGate,
 ) -> Result<Launched, DaemonError> {
-    let name = record.hostname.clone();
     let why = match restore(shared, image, record, network).await {
         Ok(launched) => return Ok(launched),
         Err(Failure::Passing(e)) => return Err(e),
         Err(Failure::Worthless(why)) => why,
     };
+    let name = &record.hostname;
     warn!("{name}: its saved state is given up, it boots from its disk: {why}");
-    let work = shared.work.clone();
-    let discarded = spawn_blocking(move || saved::discard(&work, &name)).await;
-    discarded.map_err(|_| DaemonError::Internal("removing a saved state"))??;
+    forget_state(shared, name).await?;
     let launched = launch(shared, image, record, network, gate).await?;
     Ok(Launched {
         state_lost: Some(why),
@@ -260,7 +257,7 @@ async fn restore(
     let card = shared.networking.card(network, record).await;
     let card = card.map_err(Failure::Passing)?;
     spec.network = Some(card.network);
-    let memory = Saved::memory(&shared.work, name);
+    let memory = saved::memory(&shared.work, name);
     let machine = match shared.hypervisor.restore(spec, &memory, &saved.note).await {
         Ok(machine) => machine,
         Err(e @ MachineError::Incompatible { .. }) => {
