@@ -10,20 +10,26 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tracing::{debug, warn};
 
 /// How long a client may take to send a request's head.
 const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long a client that is still sending is listened to after the last answer.
+const LINGER_TIME: Duration = Duration::from_secs(1);
 
 enum Socket {
     Unix(UnixListener, PathBuf),
@@ -141,6 +147,86 @@ async fn accept(socket: Arc<Socket>, auth: bool, server: Server, mut stop: watch
 pub(super) trait Stream: AsyncRead + AsyncWrite + AsFd + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + AsFd + Send + Unpin> Stream for T {}
 
+/// A client's socket that is closed only when the client has closed its side, or after a moment:
+/// one that still sends a body when it is refused reads the answer, where otherwise its next
+/// write could fail first (RFC 9112, 9.6).
+pub(super) struct Lingering {
+    stream: Box<dyn Stream>,
+    /// When it has been waited long enough, once the writing side is shut down.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+impl Lingering {
+    fn new(stream: Box<dyn Stream>) -> Self {
+        Self {
+            stream,
+            until: None,
+        }
+    }
+
+    /// The socket itself.
+    pub(super) fn into_inner(self) -> Box<dyn Stream> {
+        self.stream
+    }
+}
+
+impl AsyncRead for Lingering {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Lingering {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, until } = self.get_mut();
+        let until = match until {
+            Some(until) => until,
+            None => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                until.insert(Box::pin(tokio::time::sleep(LINGER_TIME)))
+            }
+        };
+        let mut thrown_away = [MaybeUninit::uninit(); 16 << 10];
+        while until.as_mut().poll(cx).is_pending() {
+            let mut buf = ReadBuf::uninit(&mut thrown_away);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                // It has closed its side, one way or the other.
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl Socket {
     async fn accept(&self) -> io::Result<Box<dyn Stream>> {
         match self {
@@ -172,7 +258,7 @@ async fn connection(
         // A client that leaves shall take its command along, and hyper sees that it left by the
         // end of what it sends. Nobody who speaks HTTP half-closes.
         .half_close(false)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Lingering::new(stream)), service)
         .with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let outcome = tokio::select! {
@@ -184,5 +270,40 @@ async fn connection(
     };
     if let Err(e) = outcome {
         debug!("a connection ended: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream as StdStream;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+    use tokio::time::Instant;
+
+    #[tokio::test]
+    async fn a_client_that_still_sends_reads_its_answer() {
+        let (mut client, daemon) = UnixStream::pair().unwrap();
+        let mut daemon = Lingering::new(Box::new(daemon));
+        daemon.write_all(b"refused").await.unwrap();
+        let closing = tokio::spawn(async move { daemon.shutdown().await });
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "refused");
+        // More than the socket holds: somebody reads it.
+        client.write_all(&vec![0; 1 << 20]).await.unwrap();
+        drop(client);
+        closing.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_goes_is_left() {
+        let (client, daemon) = StdStream::pair().unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        let mut daemon = Lingering::new(Box::new(UnixStream::from_std(daemon).unwrap()));
+        let began = Instant::now();
+        daemon.shutdown().await.unwrap();
+        assert!(began.elapsed() >= LINGER_TIME);
+        drop(client);
     }
 }

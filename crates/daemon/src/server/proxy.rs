@@ -2,7 +2,7 @@
 //! are.
 
 use super::answer::Failure;
-use super::listen::Stream;
+use super::listen::Lingering;
 use super::vm::reachable;
 use crate::forwarded::Forwarded;
 use crate::guest;
@@ -129,9 +129,9 @@ pub(super) async fn proxy(
 async fn pass(client: OnUpgrade, mut agent: Forwarded) -> io::Result<()> {
     let client = client.await.map_err(io::Error::other)?;
     // The very socket, which tells when the client has gone.
-    let client = client.downcast::<TokioIo<Box<dyn Stream>>>();
+    let client = client.downcast::<TokioIo<Lingering>>();
     let client = client.map_err(|_| io::Error::other("it is none of the API's sockets"))?;
     // What the client has sent behind its request already.
     agent.write_all(&client.read_buf).await?;
-    slicer_forward::splice(&mut client.io.into_inner(), &mut agent).await
+    slicer_forward::splice(&mut client.io.into_inner().into_inner(), &mut agent).await
 }
