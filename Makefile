@@ -124,6 +124,10 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 system: build docker-image minimal-image dist $(REGISTRY) $(BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
+.PHONY: soak
+soak: build minimal-image ## Do at random what users do for MINUTES, or what SEED did again
+	MINUTES="$(MINUTES)" SEED="$(SEED)" cargo test --locked --release -p slicer-testkit --test soak
+
 .PHONY: schemathesis
 schemathesis: $(SCHEMATHESIS)/.fetched ## Fetch what holds the API against its description
 

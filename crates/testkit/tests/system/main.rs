@@ -29,6 +29,7 @@ mod many;
 mod memory;
 mod network;
 mod power;
+mod reclaim;
 mod shares;
 mod shell;
 mod sleep;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     // First what has the longest to wait, last what disturbs.
     let trials = [
         docker::trials(),
+        reclaim::trials(),
         tour::trials(&tour),
         contract::trials(),
         exec::trials(&tour),
