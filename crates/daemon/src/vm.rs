@@ -20,7 +20,6 @@ use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, VmRecord};
-use crate::saved::Saved;
 use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
@@ -322,6 +321,11 @@ impl Vm {
     }
 
     async fn retire(&mut self, force: bool, reply: Reply, tasks: &mut JoinSet<Progress>) -> bool {
+        if self.phase() == Phase::Launching && self.has_state().await {
+            // It was being restored. What of that had begun ends here; its state is as it was.
+            tasks.shutdown().await;
+            self.set(Phase::Suspended(None));
+        }
         if matches!(self.phase(), Phase::Suspended(_)) {
             let _ = reply.send(Ok(()));
             return true;
@@ -413,8 +417,12 @@ impl Vm {
     /// was the end of the VM already.
     async fn ask_to_stop(&mut self, action: ShutdownAction, tasks: &mut JoinSet<Progress>) -> bool {
         let Some(machine) = self.machine() else {
-            // Still being launched: nothing in it could be lost.
+            // Still being launched: nothing in it could be lost. One that was being restored shall
+            // not be so by the next daemon.
             tasks.shutdown().await;
+            if let Err(e) = self.forget_state().await {
+                warn!("{}: {e}", self.record.hostname);
+            }
             return self.stopped(StopReason::Killed).await;
         };
         let name = self.record.hostname.clone();
@@ -550,7 +558,7 @@ impl Vm {
             DaemonError::Entrypoint { .. } => ApiError::bad_request(text),
             _ => ApiError::internal(text),
         };
-        if Saved::load(&self.shared.work, name).is_some() {
+        if self.has_state().await {
             self.set(Phase::Suspended(Some(e.to_string())));
             if let Some(reply) = self.retiring.take() {
                 let _ = reply.send(Ok(()));

@@ -22,12 +22,30 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the lock is waited for.
+const LOCK_TIME: Duration = Duration::from_millis(250);
 
 /// The working directory, locked for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct WorkDir {
     root: PathBuf,
     _lock: File,
+}
+
+/// Takes the lock, if it is free or about to be: of a process that has ended, a child between its fork
+/// and its exec may hold it for a moment longer.
+fn locks(lock: &File) -> bool {
+    let until = Instant::now() + LOCK_TIME;
+    while flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() >= until {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
 }
 
 impl WorkDir {
@@ -62,7 +80,7 @@ impl WorkDir {
             .truncate(false)
             .open(&path);
         let mut lock = opened.map_err(DaemonError::io("open", &path))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !locks(&lock) {
             let mut text = String::new();
             // The pid is a courtesy; the lock is what counts.
             let _ = (&lock).take(32).read_to_string(&mut text);

@@ -576,6 +576,49 @@ async fn a_state_that_is_refused_is_given_up_and_one_that_cannot_be_taken_up_now
 }
 
 #[tokio::test]
+async fn a_restore_that_is_cut_short_loses_nothing_but_what_was_given_up() {
+    let place = Place::sandboxes();
+    let daemon = place.start().await;
+    let throwaway = ready(&place.client(), &CreateNode::default()).await;
+    let kept = ready(&place.client(), &persistent()).await;
+    let slow = FakeGuest {
+        launch_time: Duration::from_hours(1),
+        ..FakeGuest::good()
+    };
+    for vm in [&throwaway, &kept] {
+        suspend(&place, vm).await;
+        place.hypervisor.script(vm, slow.clone());
+    }
+    let before = place.hypervisor.launches();
+    for vm in [&throwaway, &kept] {
+        let (raw, path) = (place.raw(), format!("/vm/{vm}/restore"));
+        tokio::spawn(async move { raw.post(&path, "").await });
+    }
+    place.until_launches(before + 2).await;
+    stop(daemon).await;
+
+    let daemon = place.start().await;
+    for vm in [&throwaway, &kept] {
+        assert_eq!(place.status(vm).await, Some(NodeStatus::Suspended));
+    }
+    place.hypervisor.script(&throwaway, FakeGuest::good());
+    let restore = format!("/vm/{throwaway}/restore?wait=agent");
+    assert_eq!(place.raw().post(&restore, "").await.text(), "VM restored\n");
+
+    // Who shuts it down meanwhile has given its state up.
+    let (raw, path) = (place.raw(), format!("/vm/{kept}/restore"));
+    tokio::spawn(async move { raw.post(&path, "").await });
+    place.until_launches(before + 4).await;
+    let done = place.raw().post(&format!("/vm/{kept}/shutdown"), "").await;
+    assert_eq!(done.status, 200, "{}", done.text());
+    place.until(&kept, Some(NodeStatus::Stopped)).await;
+    stop(daemon).await;
+    let daemon = place.start().await;
+    assert_eq!(place.status(&kept).await, Some(NodeStatus::Stopped));
+    stop(daemon).await;
+}
+
+#[tokio::test]
 async fn what_a_stopping_daemon_suspends_the_next_one_restores() {
     let place = Place::new([SLICER, SBOX]);
     let daemon = place.start().await;

@@ -51,7 +51,7 @@ pub(crate) fn reachable(vm: &VmHandle) -> Result<Arc<dyn Machine>, ApiError> {
             None => format!("VM {name} is paused: resume it first"),
         })),
         (Phase::Stopped(Some(why)), _) => Err(ApiError::conflict(format!(
-            "VM {name} is stopped: relaunch it first; why it is: {why}"
+            "VM {name} is stopped, relaunch it first: {why}"
         ))),
         (Phase::Stopped(None), _) => Err(ApiError::conflict(format!(
             "VM {name} is stopped: relaunch it first"

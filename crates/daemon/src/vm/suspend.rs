@@ -78,7 +78,7 @@ impl Vm {
                 Err(e) => Err(ApiError::internal(format!("cannot suspend VM {name}: {e}"))),
             };
             if let Err(e) = held {
-                self.go_on(machine, tasks).await;
+                self.go_on(machine, &was, shares, tasks).await;
                 return Err(e);
             }
         }
@@ -87,12 +87,7 @@ impl Vm {
             if let Err(e) = self.forget_state().await {
                 warn!("{name}: {}", e.message);
             }
-            if was == Phase::Running
-                && let Err(e) = self.freeze(false).await
-            {
-                warn!("{name}: {}", e.message);
-            }
-            self.go_on(machine, tasks).await;
+            self.go_on(machine, &was, shares, tasks).await;
             let text = format!("cannot suspend VM {name}: {e}");
             return Err(if e.is_disk_full() {
                 ApiError::insufficient_storage(format!("{text}: {}", crate::error::FREE_SPACE))
@@ -109,12 +104,28 @@ impl Vm {
         Ok(())
     }
 
-    /// Has a guest that was made ready to be saved go on as before: it gets its host folders back, and
-    /// somebody who attends to it, for those who did are gone.
-    async fn go_on(&mut self, machine: Arc<dyn Machine>, tasks: &mut JoinSet<Progress>) {
+    /// Has a VM that was made ready to be saved be again as it `was`: it gets its host folders back, if
+    /// it has any, and somebody who attends to it, for those who did are gone.
+    async fn go_on(
+        &mut self,
+        machine: Arc<dyn Machine>,
+        was: &Phase,
+        shares: bool,
+        tasks: &mut JoinSet<Progress>,
+    ) {
         tasks.shutdown().await;
-        if let Err(e) = machine.attach_shares().await {
+        let run = *was == Phase::Running || shares;
+        if run && let Err(e) = self.freeze(false).await {
+            warn!("{}: {}", self.record.hostname, e.message);
+        }
+        if shares && let Err(e) = machine.attach_shares().await {
             warn!("{}: {e}", self.record.hostname);
+        }
+        if *was == Phase::Paused
+            && shares
+            && let Err(e) = self.freeze(true).await
+        {
+            warn!("{}: {}", self.record.hostname, e.message);
         }
         self.view.send_modify(|v| v.ready = false);
         self.attend(machine, tasks);
@@ -172,6 +183,13 @@ impl Vm {
         tasks.spawn(async move {
             Progress::Launched(restore_or_launch(&shared, &image, &record, &network, gate).await)
         });
+    }
+
+    /// Whether there is a state of this VM on disk that was saved to its end.
+    pub(super) async fn has_state(&self) -> bool {
+        let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
+        let loaded = spawn_blocking(move || Saved::load(&work, &name).is_some());
+        loaded.await.unwrap_or_default()
     }
 
     /// Gives up the saved state of this VM, whole or begun: without it, it is as after a power cut.

@@ -18,6 +18,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Within this, processes and records are gone.
 const SOON: Duration = Duration::from_secs(2);
+/// Within this, a VM whose process was killed is told to be off.
+const TOLD: Duration = Duration::from_secs(1);
 
 async fn a_killed_daemon_leaves_nothing_behind() {
     let mut daemon = TestDaemon::start(&Setup::full());
@@ -59,16 +61,22 @@ async fn a_killed_vm_is_told() {
             .map(|(_, status)| status)
     };
     send_signal(daemon.process_of(&throwaway).unwrap(), Signal::KILL);
-    wait_until("the sandbox is gone", SOON, async || {
+    wait_until("the sandbox is gone", TOLD, async || {
         state(&throwaway).await.is_none()
     })
     .await;
     assert!(!daemon.has_files_of(&throwaway), "{:?}", daemon.files());
     assert_eq!(state("slicer-1").await, Some(NodeStatus::Running));
 
-    // What is kept is listed as stopped, and comes back.
+    // What is kept is listed as stopped, and comes back with all that was synced, though it was
+    // killed in the middle of writing.
+    let write = "mkdir ~/files; for i in $(seq 100); do echo $i > ~/files/$i; done; sync; \
+                 nohup sh -c 'while :; do for i in $(seq 200); do echo more > ~/files/more$i; done; \
+                 sync; rm ~/files/more*; done' > /dev/null 2>&1 & \
+                 until [ -e ~/files/more100 ]; do sleep 0.01; done";
+    says(&client, "slicer-1", write).await;
     send_signal(daemon.process_of("slicer-1").unwrap(), Signal::KILL);
-    wait_until("slicer-1 is stopped", SOON, async || {
+    wait_until("slicer-1 is stopped", TOLD, async || {
         state("slicer-1").await == Some(NodeStatus::Stopped)
     })
     .await;
@@ -86,8 +94,17 @@ async fn a_killed_vm_is_told() {
         200
     );
     ready(&client, "slicer-1").await;
+    let written = "for i in $(seq 100); do [ \"$(cat ~/files/$i)\" = $i ] || echo $i; done; \
+                   sudo dmesg | grep -o 'recovery complete'";
+    assert_eq!(
+        says(&client, "slicer-1", written).await,
+        "recovery complete"
+    );
+    let disk = daemon.dir().join("slicer-1.img");
     drop(client);
-    daemon.stop();
+    let mut daemon = daemon;
+    daemon.terminate();
+    crate::lifecycle::check_disk(&disk);
 }
 
 async fn a_daemon_killed_while_launching() {

@@ -1,6 +1,8 @@
 //! Listeners, and what keeps a daemon from starting.
 
+use crate::lifecycle::{names, sandbox};
 use crate::tests;
+use crate::tour::says;
 use hyper::Method;
 use libtest_mimic::Trial;
 use slicer_api::Endpoint;
@@ -13,7 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("listen": tcp_asks_for_the_token, a_generated_token, a_second_daemon, a_port_in_use,
+    tests!("listen": tcp_asks_for_the_token, a_generated_token, a_second_daemon, daemons_of_two_directories, a_port_in_use,
         configurations_that_cannot_be, an_image_that_is_not_there, a_full_disk,
         an_end_asked_for)
 }
@@ -136,6 +138,32 @@ async fn a_second_daemon() {
     assert_eq!(refused.code, Some(1));
     assert!(refused.stderr.contains("slicer.sock"), "{refused:?}");
     assert_eq!(fs::read_to_string(&socket).unwrap(), "mine");
+}
+
+async fn daemons_of_two_directories() {
+    let (mut one, other) = (
+        TestDaemon::start(&Setup::sandboxes()),
+        TestDaemon::start(&Setup::sandboxes()),
+    );
+    // Each has its own sandbox of the same name and address.
+    let clients = [one.client(), other.client()];
+    let (a, b) = tokio::join!(sandbox(&clients[0]), sandbox(&clients[1]));
+    assert_eq!((&*a, &*b), ("sbox-1", "sbox-1"));
+    for (client, mark) in clients.iter().zip(["one", "other"]) {
+        says(client, "sbox-1", &format!("echo {mark} > ~/mark")).await;
+    }
+    for (client, mark) in clients.iter().zip(["one", "other"]) {
+        assert_eq!(says(client, "sbox-1", "cat ~/mark").await, mark);
+        assert_eq!(names(client).await.len(), 1);
+    }
+    // Neither cleans up after the other.
+    one.crash();
+    one.launch();
+    assert_eq!(names(&one.client()).await, []);
+    assert_eq!(says(&clients[1], "sbox-1", "cat ~/mark").await, "other");
+    drop(clients);
+    one.stop();
+    other.stop();
 }
 
 async fn a_port_in_use() {

@@ -5,10 +5,11 @@ use crate::tests;
 use crate::tour::{says, sh};
 use libtest_mimic::Trial;
 use slicer_api::{NodeStatus, ShutdownAction};
-use slicer_testkit::{BOOT, Setup, TestDaemon, wait_until};
+use slicer_testkit::{BOOT, LIMIT, Setup, TestDaemon, wait_until};
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("power": guests_that_go_by_themselves, a_shutdown_and_a_relaunch_at_once)
+    tests!("power": guests_that_go_by_themselves, a_shutdown_and_a_relaunch_at_once,
+        a_guest_whose_agent_hangs)
 }
 
 async fn guests_that_go_by_themselves() {
@@ -71,6 +72,35 @@ async fn a_shutdown_and_a_relaunch_at_once() {
         says(&client, "slicer-1", "cat /proc/sys/kernel/random/boot_id").await,
         boot
     );
+    drop(client);
+    daemon.stop();
+}
+
+async fn a_guest_whose_agent_hangs() {
+    let daemon = TestDaemon::start(&Setup::full());
+    let client = daemon.client();
+    ready(&client, "slicer-1").await;
+    says(&client, "slicer-1", "echo precious > ~/file").await;
+    // Once its answer is out.
+    let stop = "sudo systemd-run --no-block sh -c 'sleep 1; kill -STOP $(pidof slicer-agent)'";
+    says(&client, "slicer-1", stop).await;
+    wait_until("the agent says nothing", LIMIT, async || {
+        client.health("slicer-1").await.is_err()
+    })
+    .await;
+    let asked = client.shutdown("slicer-1", ShutdownAction::Shutdown).await;
+    asked.unwrap();
+    wait_until("slicer-1 is stopped", BOOT, async || {
+        names(&client).await[0].1 == NodeStatus::Stopped
+    })
+    .await;
+    // The power button did it, and the guest ended in good order.
+    let log = daemon.log();
+    assert!(
+        log.contains("pressing the button") && !log.contains("switching it off"),
+        "{log}"
+    );
+    crate::lifecycle::check_disk(&daemon.dir().join("slicer-1.img"));
     drop(client);
     daemon.stop();
 }
