@@ -82,7 +82,7 @@ async fn a_guest_whose_agent_hangs() {
     ready(&client, "slicer-1").await;
     says(&client, "slicer-1", "echo precious > ~/file").await;
     // Once its answer is out.
-    let stop = "sudo systemd-run --no-block sh -c 'sleep 1; kill -STOP $(pidof slicer-agent)'";
+    let stop = "sudo systemd-run --no-block sh -c 'sleep 1; pkill -STOP -x slicer-agent'";
     says(&client, "slicer-1", stop).await;
     wait_until("the agent says nothing", LIMIT, async || {
         client.health("slicer-1").await.is_err()
