@@ -3,7 +3,8 @@
 use super::report::Bar;
 use super::stats::Estimate;
 use super::{
-    Raw, connect, exec, forward, idle, image, launch, memory, shares, suspend, transfer, tree,
+    Raw, connect, exec, forward, idle, image, launch, memory, shares, start, suspend, transfer,
+    tree,
 };
 
 /// The bars of all that was measured.
@@ -11,6 +12,7 @@ pub(super) fn of(raw: &Raw) -> Vec<Bar> {
     let mut bars = Vec::new();
     bars.extend(raw.launch.iter().flat_map(of_launch));
     bars.extend(raw.suspend.iter().flat_map(of_suspend));
+    bars.extend(raw.start.iter().map(of_start));
     bars.extend(raw.shares.iter().flat_map(of_shares));
     bars.extend(raw.image.iter().flat_map(of_image));
     bars.extend(raw.exec.iter().map(of_exec));
@@ -62,6 +64,15 @@ fn of_suspend(suspend: &suspend::Samples) -> Vec<Bar> {
             20.0,
         ),
     ]
+}
+
+fn of_start(start: &start::Samples) -> Bar {
+    Bar::limit(
+        "start",
+        "slicer-mac up with 50 VMs that are off, until it has listed them, ms",
+        1e3 * super::median(&start.start),
+        200.0,
+    )
 }
 
 /// 0.95 of the speed is 1.053 of the time.

@@ -17,6 +17,7 @@ mod memory;
 mod pipe;
 mod report;
 mod shares;
+mod start;
 mod stats;
 mod suspend;
 mod transfer;
@@ -66,6 +67,8 @@ enum Part {
     Launch,
     /// VMs to disk and back
     Suspend,
+    /// A daemon with many VMs
+    Start,
     /// Files in a folder of the host
     Shares,
     /// Images as disks
@@ -91,6 +94,7 @@ enum Part {
 struct Plan {
     launch_pairs: u32,
     suspend_pairs: u32,
+    start_rounds: u32,
     share_pairs: u32,
     image_pairs: u32,
     exec_rounds: u32,
@@ -115,6 +119,7 @@ impl Args {
             Plan {
                 launch_pairs: pairs,
                 suspend_pairs: pairs,
+                start_rounds: 5,
                 share_pairs: pairs,
                 image_pairs: pairs.min(3),
                 exec_rounds: 200,
@@ -135,6 +140,7 @@ impl Args {
             Plan {
                 launch_pairs: self.pairs,
                 suspend_pairs: self.pairs,
+                start_rounds: 20,
                 share_pairs: self.pairs,
                 // One by hand takes ten times as long as ours.
                 image_pairs: self.pairs.min(8),
@@ -159,6 +165,7 @@ impl Args {
         Plan {
             launch_pairs: if_wanted(Part::Launch, all.launch_pairs),
             suspend_pairs: if_wanted(Part::Suspend, all.suspend_pairs),
+            start_rounds: if_wanted(Part::Start, all.start_rounds),
             share_pairs: if_wanted(Part::Shares, all.share_pairs),
             image_pairs: if_wanted(Part::Image, all.image_pairs),
             exec_rounds: if_wanted(Part::Exec, all.exec_rounds),
@@ -187,6 +194,7 @@ impl Args {
 struct Raw {
     launch: Option<launch::Samples>,
     suspend: Option<suspend::Samples>,
+    start: Option<start::Samples>,
     shares: Option<shares::Samples>,
     image: Option<image::Samples>,
     idle: Option<idle::Samples>,
@@ -210,6 +218,7 @@ impl Raw {
         let mut lines = Vec::new();
         lines.extend(self.launch.iter().flat_map(launch::Samples::story));
         lines.extend(self.suspend.iter().flat_map(suspend::Samples::story));
+        lines.extend(self.start.iter().map(start::Samples::story));
         lines.extend(self.shares.iter().map(shares::Samples::story));
         lines.extend(self.image.iter().flat_map(image::Samples::story));
         lines.extend(self.exec.iter().map(exec::Samples::story));
@@ -294,6 +303,9 @@ async fn measure(plan: Plan, dir: &Path, raw: &mut Raw) -> Result<()> {
     }
     daemon.stop(false).await?;
 
+    if plan.start_rounds > 0 {
+        raw.start = Some(start::measure(plan.start_rounds, dir).await?);
+    }
     if plan.share_pairs > 0 {
         raw.shares = Some(shares::measure(plan.share_pairs, &file, &floor).await?);
     }
