@@ -45,6 +45,26 @@ pub(crate) async fn last_lines(path: &Path, lines: usize) -> String {
     parts.join(" | ")
 }
 
+/// How a kernel's panic begins on its console.
+const PANIC: &str = "Kernel panic - not syncing: ";
+/// How the first line of a boot begins.
+const FIRST: &str = "[    0.000000] ";
+/// A panic is among these many lines, with all that is printed after it.
+const PANIC_LINES: usize = 1000;
+
+/// What the guest's kernel said when it panicked, if that was the end of its last boot.
+pub(crate) async fn panic(path: &Path) -> Option<String> {
+    let path: PathBuf = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || tail(&path, Some(PANIC_LINES))).await;
+    panic_in(&read.ok()?.ok()?)
+}
+
+fn panic_in(console: &str) -> Option<String> {
+    let ends = console.lines().rev().take_while(|l| !l.starts_with(FIRST));
+    let said = ends.filter_map(|l| l.split_once(PANIC)).last()?.1.trim();
+    Some(said.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +81,17 @@ mod tests {
         assert_eq!(tail(&file, Some(9)).unwrap().lines().count(), 3);
         std::fs::write(&file, "x\nno end").unwrap();
         assert_eq!(tail(&file, Some(1)).unwrap(), "no end");
+    }
+
+    #[test]
+    fn a_panic_of_the_last_boot_is_found() {
+        let first = "[    0.000000] Linux version 6.1.0\n[    0.1] x\n";
+        let end =
+            "[    3.7] Kernel panic - not syncing: sysrq triggered crash\n[    3.8] Call Trace:\n";
+        let said = Some("sysrq triggered crash".to_owned());
+        assert_eq!(panic_in(first), None);
+        assert_eq!(panic_in(&format!("{first}{end}")), said);
+        assert_eq!(panic_in(&format!("{first}{end}{first}")), None);
+        assert_eq!(panic_in(&format!("{first}{first}{end}")), said);
     }
 }

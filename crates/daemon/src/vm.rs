@@ -15,6 +15,7 @@ pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 use crate::DaemonError;
 use crate::attend::{self, Attendant, Grant};
 use crate::config::NetworkConfig;
+use crate::console;
 use crate::error::FREE_SPACE;
 use crate::forwards::Mappings;
 use crate::guest;
@@ -596,16 +597,24 @@ impl Vm {
         let asked = self.phase() == Phase::Stopping;
         let unready = self.unready.take();
         let stage = self.stage();
+        let console = self.shared.work.console(&name);
+        let panicked = match &reason {
+            StopReason::Guest => console::panic(&console).await,
+            _ => None,
+        };
         let why = match &reason {
+            StopReason::Guest if panicked.is_some() => panicked.map(|said| format!(
+                "its kernel panicked, {stage}: {said}; `slicer vm logs {name}` shows its console"
+            )),
             StopReason::Crashed(how) => {
-                let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
+                let last = console::last_lines(&console, 3).await;
                 Some(format!(
                     "{how}, {stage}{}{last}",
                     if last.is_empty() { "" } else { "; console: " }
                 ))
             }
             StopReason::Guest if !asked && !self.was_ready => {
-                let last = crate::console::last_lines(&self.shared.work.console(&name), 3).await;
+                let last = console::last_lines(&console, 3).await;
                 Some(format!(
                     "the guest powered off before it was ready; console: {last}"
                 ))

@@ -46,9 +46,21 @@ async fn guests_that_go_by_themselves() {
     ready(&client, "slicer-1").await;
     assert_eq!(says(&client, "slicer-1", "cat ~/file").await, "precious");
 
-    // A reboot ends a VM, too.
+    // A reboot ends a VM, too, and so does a panic, which is told.
     power_off("slicer-1", "reboot").await;
     wait_until("slicer-1 is stopped again", BOOT, stopped).await;
+    let why = daemon.cli(&["vm", "exec", "slicer-1", "true"]).await;
+    assert!(
+        why.stderr.contains("is stopped: relaunch it first"),
+        "{why:?}"
+    );
+    client.relaunch("slicer-1").await.unwrap();
+    ready(&client, "slicer-1").await;
+    power_off("slicer-1", "sh -c 'echo c > /proc/sysrq-trigger'").await;
+    wait_until("slicer-1 is stopped by its panic", BOOT, stopped).await;
+    let why = daemon.cli(&["vm", "exec", "slicer-1", "true"]).await;
+    let said = "its kernel panicked, while it was running: sysrq triggered crash";
+    assert!(why.stderr.contains(said), "{why:?}");
     drop(client);
     daemon.stop();
 }
