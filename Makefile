@@ -114,6 +114,14 @@ lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependen
 		--target-dir target -- -D warnings
 	$(DENY) --log-level error check bans licenses sources
 
+# What runs on a Mac; the rest is for Linux, hosts or guests.
+MAC_CRATES := api channel cli client daemon fault forward image machine network recipe registry tree
+
+.PHONY: mac-lint
+mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
+	xtask/mac-clippy --locked --release --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
+		--all-targets -- -D warnings
+
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
 	$(RUN_TESTS) --workspace --exclude slicer-testkit

@@ -17,14 +17,14 @@ pub(crate) struct HostStats {
     pub(crate) open_connections: Option<u64>,
 }
 
-/// Names the network card whose bytes count as egress.
-const EGRESS_VARIABLE: &str = "SLICER_EGRESS_ADAPTER";
-
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::{EGRESS_VARIABLE, HostStats};
+    use super::HostStats;
     use procfs::net::{TcpState, dev_status, route, tcp, tcp6};
     use procfs::{Current, LoadAverage, Meminfo};
+
+    /// Names the network card whose bytes count as egress.
+    const EGRESS_VARIABLE: &str = "SLICER_EGRESS_ADAPTER";
 
     /// Reads all figures from `/proc`.
     pub(crate) fn read() -> HostStats {

@@ -89,6 +89,10 @@ impl Networking {
     }
 
     /// Keeps a VM's place in its network for as long as its machine is there.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(clippy::drop_non_drop, reason = "there are no links here")
+    )]
     pub(crate) fn keep(&self, link: Option<Link>, machine: &dyn Machine) {
         let Some(link) = link else {
             return;

@@ -98,6 +98,7 @@ fn copy_range(from: &File, to: &File, at: u64, length: u64) -> io::Result<Option
 }
 
 #[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "as where the kernel does it")]
 fn copy_range(_: &File, _: &File, _: u64, _: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }

@@ -1,5 +1,6 @@
 //! Files that appear under their name complete or not at all.
 
+#[cfg(target_os = "linux")]
 use crate::buffer::ALIGN;
 use crate::dir::{Dir, Owner, bits, set_mtime, temporary_name};
 use crate::error::{TreeError, failed};
@@ -110,6 +111,7 @@ impl<D: Borrow<Dir>> NewFile<D> {
     }
 
     #[cfg(not(target_os = "linux"))]
+    #[expect(clippy::unnecessary_wraps, reason = "as where it can be done")]
     fn write_past_cache<'b>(&mut self, bytes: &'b [u8]) -> io::Result<&'b [u8]> {
         self.past_cache = false;
         Ok(bytes)

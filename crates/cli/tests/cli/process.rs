@@ -1,10 +1,9 @@
 //! Which daemon is asked, what a terminal shows, what needs no daemon.
 
 use crate::support::{FakeDaemon, json};
-use crate::{SLICER, bare, done, run, wait};
-use std::fs::{self, File};
+use crate::{bare, done, run, wait};
+use std::fs::File;
 use std::io::{BufReader, Read as _, Write as _};
-use std::path::Path;
 use std::process::Command;
 
 #[test]
@@ -156,7 +155,10 @@ fn colours_are_for_terminals_that_want_them() {
 #[cfg(target_os = "linux")]
 #[test]
 fn up_hands_over_to_the_daemon_beside_it() {
+    use crate::SLICER;
+    use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
     // Links, because a file just written may be "busy" while another test forks.
     let dir = tempfile::tempdir_in(Path::new(SLICER).parent().unwrap()).unwrap();
     let here = dir.path().join("slicer");

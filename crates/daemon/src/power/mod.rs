@@ -105,6 +105,10 @@ trait Guests: Send + Sync {
 ///
 /// # Errors
 /// When it can't be: many a host never sleeps.
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(clippy::unused_async, reason = "as where it is asked over a bus")
+)]
 pub async fn this_host() -> Result<PowerSource, PowerError> {
     #[cfg(target_os = "linux")]
     return logind::connect(None).await;
