@@ -602,25 +602,25 @@ impl Vm {
             StopReason::Guest => console::panic(&console).await,
             _ => None,
         };
-        let why = match &reason {
-            StopReason::Guest if panicked.is_some() => panicked.map(|said| format!(
-                "its kernel panicked, {stage}: {said}; `slicer vm logs {name}` shows its console"
-            )),
-            StopReason::Crashed(how) => {
+        let why = match (&reason, panicked) {
+            (StopReason::Guest, Some(said)) => {
+                Some(format!("its kernel panicked, {stage}: {said}"))
+            }
+            (StopReason::Crashed(how), _) => {
                 let last = console::last_lines(&console, 3).await;
                 Some(format!(
                     "{how}, {stage}{}{last}",
                     if last.is_empty() { "" } else { "; console: " }
                 ))
             }
-            StopReason::Guest if !asked && !self.was_ready => {
+            (StopReason::Guest, None) if !asked && !self.was_ready => {
                 let last = console::last_lines(&console, 3).await;
                 Some(format!(
                     "the guest powered off before it was ready; console: {last}"
                 ))
             }
-            StopReason::Killed if self.is_unsettled() => unready,
-            StopReason::Guest | StopReason::Killed => None,
+            (StopReason::Killed, _) if self.is_unsettled() => unready,
+            (StopReason::Guest | StopReason::Killed, _) => None,
         };
         match &why {
             Some(why) => warn!("{name} stopped: {why}"),

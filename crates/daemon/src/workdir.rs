@@ -37,7 +37,7 @@ pub(crate) struct WorkDir {
 
 /// Takes the lock, if it is free or about to be: of a process that has ended, a child between its fork
 /// and its exec may hold it for a moment longer.
-fn locks(lock: &File) -> bool {
+fn acquire(lock: &File) -> bool {
     let until = Instant::now() + LOCK_TIME;
     while flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() >= until {
@@ -80,7 +80,7 @@ impl WorkDir {
             .truncate(false)
             .open(&path);
         let mut lock = opened.map_err(DaemonError::io("open", &path))?;
-        if !locks(&lock) {
+        if !acquire(&lock) {
             let mut text = String::new();
             // The pid is a courtesy; the lock is what counts.
             let _ = (&lock).take(32).read_to_string(&mut text);

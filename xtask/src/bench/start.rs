@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// VMs that are off.
-pub(super) const VMS: usize = 50;
+const VMS: usize = 50;
 /// So many are made at a time: they boot until they are switched off.
 const AT_A_TIME: usize = 5;
 

@@ -189,7 +189,8 @@ impl Vm {
     pub(super) async fn has_state(&self) -> bool {
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let loaded = spawn_blocking(move || Saved::load(&work, &name).is_some());
-        loaded.await.unwrap_or_default()
+        // Nothing is given up for want of an answer.
+        loaded.await.unwrap_or(true)
     }
 
     /// Gives up the saved state of this VM, whole or begun: without it, it is as after a power cut.

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Descriptors that a daemon may have open beside those at the beginning.
 const FEW: usize = 4;
 /// Memory that a daemon may have kept, KiB.
-const MEMORY: u64 = 24 << 10;
+const MEMORY: u64 = 12 << 10;
 
 /// Fails unless nothing of the daemon that was killed runs on.
 pub(crate) fn ended(daemon: &TestDaemon) {

@@ -163,9 +163,10 @@ impl Model {
         (!below).then_some(true)
     }
 
-    /// What to do next: something to the daemon, or to one VM or two at once.
-    pub(crate) fn choose(&self, rng: &mut Rng) -> Vec<Step> {
-        match rng.u32(..30) {
+    /// What to do next: something to the daemon, if it may end, or to one VM or two at once.
+    pub(crate) fn choose(&self, may_end: bool, rng: &mut Rng) -> Vec<Step> {
+        match rng.u32(..10) {
+            _ if !may_end => {}
             0 => return vec![Step::Restart],
             1 | 2 => return vec![Step::Crash],
             _ => {}

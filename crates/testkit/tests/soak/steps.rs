@@ -57,15 +57,15 @@ pub(crate) async fn start(model: &mut Model, daemon: &mut TestDaemon) {
     daemon.launch();
     let vms = std::mem::take(&mut model.vms);
     let after = vms.into_iter().filter_map(|(id, vm)| {
-        let restored = vm.status == NodeStatus::Suspended;
-        let vm = if restored { vm } else { vm.off()? };
-        let launched = vm.kind == Kind::Configured;
-        let status = if launched {
-            NodeStatus::Running
-        } else {
-            vm.status
+        let mut vm = match vm.status {
+            NodeStatus::Suspended => vm,
+            _ => vm.off()?,
         };
-        Some((id, Vm { status, ..vm }))
+        // Restored, where it was suspended.
+        if vm.kind == Kind::Configured {
+            vm.status = NodeStatus::Running;
+        }
+        Some((id, vm))
     });
     model.vms = after.collect();
     settle(model, daemon).await;

@@ -51,7 +51,7 @@ async fn a_killed_daemon_leaves_nothing_behind() {
 }
 
 async fn a_killed_vm_is_told() {
-    let daemon = TestDaemon::start(&Setup::of([SLICER, SBOX]));
+    let mut daemon = TestDaemon::start(&Setup::of([SLICER, SBOX]));
     let client = daemon.client();
     let (throwaway, ()) = tokio::join!(sandbox(&client), ready(&client, "slicer-1"),);
     let state = async |vm: &str| {
@@ -102,7 +102,6 @@ async fn a_killed_vm_is_told() {
     );
     let disk = daemon.dir().join("slicer-1.img");
     drop(client);
-    let mut daemon = daemon;
     daemon.terminate();
     crate::lifecycle::check_disk(&disk);
 }
