@@ -6,6 +6,7 @@
 
 mod agent;
 mod background;
+mod check;
 mod commits;
 mod contract;
 mod cp;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         docker::trials(),
         reclaim::trials(),
         tour::trials(&tour),
+        check::trials(),
         contract::trials(),
         exec::trials(&tour),
         background::trials(&tour),
