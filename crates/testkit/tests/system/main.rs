@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 mod agent;
+mod arm64;
 mod background;
 mod check;
 mod commits;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         commits::trials(),
         firstboot::trials(),
         foreign::trials(),
+        arm64::trials(),
         entrypoint::trials(),
         disks::trials(),
         images::trials(),
