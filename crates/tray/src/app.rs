@@ -350,7 +350,10 @@ impl<F: Fn(View)> App<F> {
                 match client {
                     Some(client) => {
                         let connected = client.forward(&vm, &target).await;
-                        connected.map_err(|e| crate::look::chain(&e))
+                        connected.map_err(|e| match e.status() {
+                            Some(502) => format!("Docker doesn't run in {vm}"),
+                            _ => crate::look::chain(&e),
+                        })
                     }
                     None => Err("there is no daemon".to_owned()),
                 }

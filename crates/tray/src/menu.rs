@@ -2,7 +2,7 @@
 
 use crate::action::Action;
 use crate::format;
-use crate::state::{Daemon, Docker, Sandbox, State, Vm};
+use crate::state::{Daemon, Docker, Sandbox, State, Stats, Vm};
 use slicer_api::NodeStatus;
 use std::fmt::Write as _;
 
@@ -169,34 +169,53 @@ fn sandbox(sandbox: &Sandbox) -> Entry {
     }
 }
 
-fn usage(vm: &Vm) -> Vec<String> {
-    let mut lines = vec![format!("IP: {}", vm.ip)];
-    let Some(stats) = &vm.stats else {
-        return lines;
-    };
-    let [one, five, fifteen] = stats.load;
-    lines.push(format!(
-        "Load (1m 5m 15m): {one:.2}  {five:.2}  {fifteen:.2}"
-    ));
-    lines.push(format!(
-        "Memory: {} / {}  {}",
-        format::bytes(stats.memory_used),
-        format::bytes(stats.memory_total),
-        format::bar(stats.memory_used, stats.memory_total)
-    ));
-    lines.push(format!(
-        "Disk: {} / {} ({:.0}%)  {}",
-        format::bytes(stats.disk_used),
-        format::bytes(stats.disk_total),
-        stats.disk_percent,
-        format::bar(stats.disk_used, stats.disk_total)
-    ));
-    lines.push(format!(
-        "Net: RX {}  TX {}",
-        format::rate(stats.received, stats.since),
-        format::rate(stats.sent, stats.since)
-    ));
-    lines
+/// Always as many lines, for a menu that is open doesn't grow.
+fn usage(vm: &Vm) -> [String; 5] {
+    let stats = vm.stats.as_ref();
+    let said = |text: fn(&Stats) -> String| stats.map_or_else(|| "–".to_owned(), text);
+    [
+        format!("IP: {}", vm.ip),
+        format!(
+            "Load (1m 5m 15m): {}",
+            said(|s| {
+                let [one, five, fifteen] = s.load;
+                format!("{one:.2}  {five:.2}  {fifteen:.2}")
+            })
+        ),
+        format!(
+            "Memory: {}  {}",
+            said(|s| format!(
+                "{} / {}",
+                format::bytes(s.memory_used),
+                format::bytes(s.memory_total)
+            )),
+            stats.map_or_else(
+                || format::bar(0, 0),
+                |s| format::bar(s.memory_used, s.memory_total)
+            )
+        ),
+        format!(
+            "Disk: {}  {}",
+            said(|s| format!(
+                "{} / {} ({:.0}%)",
+                format::bytes(s.disk_used),
+                format::bytes(s.disk_total),
+                s.disk_percent
+            )),
+            stats.map_or_else(
+                || format::bar(0, 0),
+                |s| format::bar(s.disk_used, s.disk_total)
+            )
+        ),
+        format!(
+            "Net: {}",
+            said(|s| format!(
+                "RX {}  TX {}",
+                format::rate(s.received, s.since),
+                format::rate(s.sent, s.since)
+            ))
+        ),
+    ]
 }
 
 fn actions(state: &State) -> Vec<Entry> {
@@ -212,11 +231,11 @@ fn actions(state: &State) -> Vec<Entry> {
     };
     let hostname = vm.map(|vm| vm.hostname.clone()).unwrap_or_default();
     vec![
-        Entry::item(Action::Shell(hostname), "Launch shell", running),
+        Entry::item(Action::Shell(hostname), "Launch shell", running && idle),
         Entry::item(
             Action::DockerShell,
             "Launch Docker shell",
-            running && state.docker_socket().is_some(),
+            running && idle && state.docker_socket().is_some(),
         ),
         Entry::item(power, label, idle),
         Entry::item(
