@@ -25,6 +25,7 @@ mod record;
 mod saved;
 mod secrets;
 mod server;
+pub mod service;
 mod shares;
 mod store;
 mod supervisor;

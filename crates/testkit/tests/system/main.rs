@@ -30,6 +30,7 @@ mod memory;
 mod network;
 mod power;
 mod reclaim;
+mod service;
 mod shares;
 mod shell;
 mod sleep;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        service::trials(),
         shares::trials(),
         suspend::trials(),
         sleep::trials(),
