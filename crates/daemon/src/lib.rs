@@ -26,6 +26,7 @@ mod record;
 mod saved;
 mod secrets;
 mod server;
+pub mod service;
 mod shares;
 mod store;
 mod supervisor;
