@@ -5,6 +5,7 @@
 mod agents;
 mod attend;
 mod bases;
+pub mod check;
 mod commits;
 pub mod config;
 mod console;
@@ -25,6 +26,7 @@ mod record;
 mod saved;
 mod secrets;
 mod server;
+pub mod service;
 mod shares;
 mod store;
 mod supervisor;

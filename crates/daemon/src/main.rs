@@ -1,9 +1,11 @@
 //! `slicer-mac`: the daemon's command line.
 #![forbid(unsafe_code)]
 
+mod services;
+
 use clap::{Parser, Subcommand};
 use slicer_daemon::config::{self, Config, Host};
-use slicer_daemon::{Daemon, DaemonError, power};
+use slicer_daemon::{Daemon, DaemonError, check, power};
 use slicer_machine::Hypervisor;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -48,6 +50,26 @@ enum Command {
         #[arg(long)]
         suspend_on_shutdown: bool,
     },
+    /// Check that this host runs VMs as slicer needs them.
+    ///
+    /// Goes through what the hypervisor must be able to do, step by step, with a VM of its own in a
+    /// temporary directory; nothing of a daemon that runs is touched. The first step that fails is the
+    /// last.
+    Check {
+        /// Print the steps as JSON, one a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have this user's daemon started at every login, and now; the menu-bar app as well.
+    ///
+    /// By launchd on macOS, by systemd on Linux, without sudo. Run it again after an update, or in
+    /// another directory, to bring the services up to date.
+    Install(services::Install),
+    /// Stop both services and remove them; the VMs and the configuration stay.
+    Uninstall,
+    /// Manage what was installed.
+    #[command(subcommand)]
+    Service(services::Manage),
     /// Print the version.
     Version,
 }
@@ -60,6 +82,10 @@ fn main() -> ExitCode {
             file,
             suspend_on_shutdown,
         } => up(&file, suspend_on_shutdown),
+        Command::Check { json } => check(json),
+        Command::Install(args) => services::install(&args),
+        Command::Uninstall => services::uninstall(),
+        Command::Service(command) => services::manage(&command),
         Command::Version => print(&format!(
             "{} ({})\n",
             env!("CARGO_PKG_VERSION"),
@@ -67,7 +93,7 @@ fn main() -> ExitCode {
         )),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             let mut text = format!("Error: {e}");
             let mut source = std::error::Error::source(&*e);
@@ -84,11 +110,11 @@ fn main() -> ExitCode {
     }
 }
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn print(text: &str) -> Outcome {
     std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn new(image: Option<String>, hypervisor: Option<&str>) -> Outcome {
@@ -131,6 +157,65 @@ fn up(file: &Path, suspend: bool) -> Outcome {
     runtime.block_on(run(&config, suspend))
 }
 
+fn check(json: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let dir = tempfile::Builder::new().prefix("slicer-check").tempdir()?;
+    // Where it leads to, since a hypervisor may not follow links.
+    let at = dir.path().canonicalize()?;
+    let hypervisor = runtime.block_on(async { hypervisor(&at) })?;
+    if !json {
+        print(&format!("Checking {} on this host\n", hypervisor.name()))?;
+    }
+    let mut steps = 0;
+    let mut written = Ok(());
+    let tell = |step: &check::Step| {
+        steps += 1;
+        let text = if json { as_json(step) } else { as_line(step) };
+        if let Err(e) = print(&text) {
+            written = Err(e);
+        }
+    };
+    let well = runtime.block_on(async {
+        tokio::select! {
+            well = check::run(hypervisor, &at, tell) => Ok::<_, Box<dyn std::error::Error>>(well?),
+            _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+        }
+    })?;
+    written?;
+    if !well {
+        return Err(format!("step {steps} failed").into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_line(step: &check::Step) -> String {
+    let (word, more) = match &step.outcome {
+        check::Outcome::Passed => ("ok", String::new()),
+        check::Outcome::Skipped(why) => ("skip", format!("\n      {why}")),
+        check::Outcome::Failed(why) => ("FAIL", format!("\n      {why}")),
+    };
+    let took = step.took.as_secs_f64();
+    format!("{word:<5} {:<46} {took:>7.2} s{more}\n", step.name)
+}
+
+fn as_json(step: &check::Step) -> String {
+    let (outcome, why) = match &step.outcome {
+        check::Outcome::Passed => ("passed", None),
+        check::Outcome::Skipped(why) => ("skipped", Some(why)),
+        check::Outcome::Failed(why) => ("failed", Some(why)),
+    };
+    let value = serde_json::json!({
+        "name": step.name,
+        "outcome": outcome,
+        "why": why,
+        "seconds": step.took.as_secs_f64(),
+    });
+    format!("{value}\n")
+}
+
 async fn run(config: &Config, suspend: bool) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -149,7 +234,7 @@ async fn run(config: &Config, suspend: bool) -> Outcome {
     }
     info!("stopping; once more to switch everything off");
     daemon.stop(suspend, asked()).await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(target_os = "linux")]
@@ -159,9 +244,15 @@ fn hypervisor(state: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
     )?))
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
+fn hypervisor(_: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
+    let framework = slicer_machine_apple::Virtualization::new()?;
+    Ok(Arc::new(slicer_machine_apple::Apple::new(framework)))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 fn hypervisor(_: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
     Err(DaemonError::Unsupported(
-        "this version runs VMs on Linux hosts only: the macOS backend is not there yet".to_owned(),
+        "there is a hypervisor for Linux and for macOS only".to_owned(),
     ))
 }

@@ -6,6 +6,7 @@ mod disk;
 mod export;
 mod handle;
 mod launch;
+mod reset;
 mod stall;
 mod suspend;
 
@@ -37,7 +38,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 /// How long a guest may take to power off when asked.
-const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
+pub(crate) const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 
@@ -315,6 +316,9 @@ impl Vm {
             }
             Command::Export(format, reply) => {
                 let _ = reply.send(self.export(format).await);
+            }
+            Command::ResetDisk(reply) => {
+                let _ = reply.send(self.reset_disk().await);
             }
             Command::Retire { force, reply } => return self.retire(force, reply, tasks).await,
         }
@@ -707,6 +711,7 @@ impl Vm {
                 &self.image.group().shares,
                 self.shared.hypervisor.capabilities(),
             ),
+            rosetta: self.image.group().rosetta,
         }
     }
 }

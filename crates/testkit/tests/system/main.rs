@@ -7,6 +7,7 @@
 mod agent;
 mod arm64;
 mod background;
+mod check;
 mod commits;
 mod contract;
 mod cp;
@@ -31,6 +32,7 @@ mod memory;
 mod network;
 mod power;
 mod reclaim;
+mod service;
 mod shares;
 mod shell;
 mod sleep;
@@ -38,6 +40,7 @@ mod ssh;
 mod stats;
 mod suspend;
 mod tour;
+mod tray;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         docker::trials(),
         reclaim::trials(),
         tour::trials(&tour),
+        check::trials(),
         contract::trials(),
         exec::trials(&tour),
         background::trials(&tour),
@@ -81,8 +85,10 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        service::trials(),
         shares::trials(),
         suspend::trials(),
+        tray::trials(),
         sleep::trials(),
         faults::trials(),
         network::trials(),
