@@ -54,7 +54,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps lint build docker-image unit system ## Everything a change must pass
+test: deps lint mac-link build docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -119,8 +119,15 @@ MAC_CRATES := api channel cli client daemon fault forward image machine network 
 
 .PHONY: mac-lint
 mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
-	xtask/mac-clippy --locked --release --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
+	xtask/mac-clippy --locked --profile link --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
 		--all-targets -- -D warnings
+
+# The packages of the programs for Macs.
+MAC_PROGRAMS := cli daemon
+
+.PHONY: mac-link
+mac-link: agent ## Link the programs for Macs, not optimised, on any host
+	xtask/mac-cargo build --locked --profile link --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
