@@ -115,7 +115,8 @@ lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependen
 	$(DENY) --log-level error check bans licenses sources
 
 # What runs on a Mac; the rest is for Linux, hosts or guests.
-MAC_CRATES := api channel cli client daemon fault forward image machine network recipe registry tree
+MAC_CRATES := api channel cli client daemon fault forward image machine machine-apple network recipe \
+	registry tree
 
 .PHONY: mac-lint
 mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host

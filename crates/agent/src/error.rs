@@ -46,6 +46,9 @@ pub(crate) enum AgentError {
     /// The superblock of a root disk that isn't ext4.
     #[error("{} is not an ext4 file system", .0.display())]
     NotExt4(PathBuf),
+    /// Programs for x86-64 won't run.
+    #[error("no Rosetta: {0}")]
+    Rosetta(String),
     /// The guest channel failed.
     #[error("guest channel on {}: {source}", path.display())]
     Channel {

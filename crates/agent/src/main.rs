@@ -27,6 +27,7 @@ mod power;
 mod ready;
 mod reclaim;
 mod requests;
+mod rosetta;
 mod secrets;
 mod server;
 mod shares;
@@ -38,6 +39,7 @@ mod units;
 mod upgrade;
 mod userdata;
 mod users;
+mod vsock;
 mod watch;
 mod worker;
 

@@ -269,17 +269,18 @@ impl Agent {
             Scope::Guest(_) => identity.shares.clone(),
             Scope::Process => Vec::new(),
         };
+        let rosetta = identity.rosetta && self.scope != Scope::Process;
         *held = Some(identity);
-        if shares.is_empty() {
+        if shares.is_empty() && !rosetta {
             self.readiness.set_identified();
         } else if self.readiness.is_sane() {
-            self.mount_shares(shares).await;
+            self.mount_shares(shares, rosetta).await;
         } else {
             // Early boot may yet mount something over them.
             let agent = Arc::clone(self);
             self.tasks.spawn(async move {
                 agent.readiness.sane().await;
-                agent.mount_shares(shares).await;
+                agent.mount_shares(shares, rosetta).await;
             });
         }
         Ok(http::json(&Identified {
@@ -287,10 +288,18 @@ impl Agent {
         }))
     }
 
-    /// Mounts host folders, which users are to find when they are let in.
-    async fn mount_shares(self: &Arc<Self>, shares: Vec<ShareMount>) {
+    /// Mounts host folders, which users are to find when they are let in, and what runs programs for
+    /// x86-64.
+    async fn mount_shares(self: &Arc<Self>, shares: Vec<ShareMount>, rosetta: bool) {
         let agent = Arc::clone(self);
-        let mount = move || crate::shares::mount_all(&shares, &agent.users.get());
+        let mount = move || {
+            if !shares.is_empty() {
+                crate::shares::mount_all(&shares, &agent.users.get());
+            }
+            if rosetta && let Err(e) = crate::rosetta::enable() {
+                log::warn(&e.to_string());
+            }
+        };
         // A panic in there would have ended the worker.
         let _ = spawn_blocking(mount).await;
         self.readiness.set_identified();

@@ -52,7 +52,7 @@ pub(crate) fn unmount_all(shares: &[ShareMount]) {
 
 /// The modules are in the initramfs, unless they are loaded already or part of the kernel. Later
 /// they would be loaded anyway.
-fn load_modules() {
+pub(crate) fn load_modules() {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known.lines().any(|l| l.trim_end().ends_with(TYPE)) {
         return;

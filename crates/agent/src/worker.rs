@@ -4,7 +4,7 @@ use crate::error::{AgentError, io_error};
 use crate::init::{GuestInit, mount_modules};
 use crate::modules::{self, ModuleList};
 use crate::server::{Agent, Scope};
-use crate::{log, port, ready, reclaim, requests, sys, units};
+use crate::{log, port, ready, reclaim, requests, sys, units, vsock};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -116,6 +116,10 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
             log::warn(&e.to_string());
         }
     });
+    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if let Some(port) = vsock::wanted(&command_line) {
+        return vsock::serve(agent, port).await;
+    }
     let path = find_port().await;
     let port = Arc::new(port::open(&path)?);
     log::info(&format!("serving on {}", path.display()));

@@ -115,6 +115,10 @@ pub struct Identity {
     /// Host folders to mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<ShareMount>,
+    /// Whether there is a share `rosetta` with an interpreter of programs for x86-64, which the guest
+    /// is to run them by.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rosetta: bool,
 }
 
 /// Longest tag of virtiofs (virtio 1.2, 5.11.4).

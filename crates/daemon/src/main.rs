@@ -159,9 +159,15 @@ fn hypervisor(state: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
     )?))
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
+fn hypervisor(_: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
+    let framework = slicer_machine_apple::Virtualization::new()?;
+    Ok(Arc::new(slicer_machine_apple::Apple::new(framework)))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 fn hypervisor(_: &Path) -> Result<Arc<dyn Hypervisor>, DaemonError> {
     Err(DaemonError::Unsupported(
-        "this version runs VMs on Linux hosts only: the macOS backend is not there yet".to_owned(),
+        "there is a hypervisor for Linux and for macOS only".to_owned(),
     ))
 }

@@ -208,6 +208,7 @@ mod tests {
             ],
             network: None,
             shares: Vec::new(),
+            rosetta: false,
             console: work.console("a-1"),
             state_dir: work.run("a-1"),
         }

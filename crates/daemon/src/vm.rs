@@ -707,6 +707,7 @@ impl Vm {
                 &self.image.group().shares,
                 self.shared.hypervisor.capabilities(),
             ),
+            rosetta: self.image.group().rosetta,
         }
     }
 }

@@ -238,6 +238,7 @@ mod tests {
                 prefix: 24,
             })),
             shares: Vec::new(),
+            rosetta: false,
             console: "/w/logs/a,b.txt".into(),
             state_dir: "/w/.slicer/run/sbox-1".into(),
         }

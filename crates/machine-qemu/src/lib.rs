@@ -33,6 +33,10 @@ use virtiofsd::Virtiofsd;
 /// The name errors and configurations use.
 const NAME: &str = "qemu";
 
+/// Why no guest gets Rosetta.
+const NO_ROSETTA: &str = "it is Apple's, for Linux guests of Macs with Apple silicon: leave out `rosetta`, and \
+    run programs for x86-64 in a group with `arch: amd64`";
+
 /// The QEMU backend.
 pub struct Qemu {
     capabilities: Capabilities,
@@ -66,6 +70,7 @@ impl Qemu {
             archs: programs.iter().map(|(arch, _)| *arch).collect(),
             save_restore: true,
             shares: virtiofsd.as_ref().map(drop).map_err(Clone::clone),
+            rosetta: Err(NO_ROSETTA.to_owned()),
             disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
         };
         let spawner = Spawner::start()?;
@@ -109,6 +114,13 @@ impl Qemu {
         spec: &MachineSpec,
         saved: Option<(&Path, &str)>,
     ) -> Result<Box<dyn Machine>, MachineError> {
+        if spec.rosetta {
+            return Err(MachineError::Unsupported {
+                what: "Rosetta",
+                backend: NAME,
+                why: NO_ROSETTA.to_owned(),
+            });
+        }
         let program = self.program(spec.arch)?;
         let virtiofsd = self.virtiofsd(spec)?;
         let accel = self

@@ -13,8 +13,8 @@ mod spec;
 pub use error::MachineError;
 pub use memory::HostMemory;
 pub use spec::{
-    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, Share, Tap, TapNetwork,
-    UserNetwork,
+    Arch, Boot, Disk, DiskFormat, MacAddress, MachineSpec, Network, ROSETTA_TAG, Share, Tap,
+    TapNetwork, UserNetwork,
 };
 
 use async_trait::async_trait;
@@ -35,6 +35,8 @@ pub struct Capabilities {
     pub save_restore: bool,
     /// Whether host folders can be shared into a guest, or why not and what to do about it.
     pub shares: Result<(), String>,
+    /// Whether guests can be given Rosetta, or why not and what to do about it.
+    pub rosetta: Result<(), String>,
     /// The disk formats it can attach.
     pub disk_formats: Vec<DiskFormat>,
 }

@@ -167,6 +167,9 @@ pub struct Share {
     pub read_only: bool,
 }
 
+/// The tag of the virtiofs share in which a guest finds Rosetta's interpreter, `rosetta`.
+pub const ROSETTA_TAG: &str = "rosetta";
+
 /// Everything a backend needs to launch a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -187,6 +190,10 @@ pub struct MachineSpec {
     /// Host folders the guest can mount. Only for a backend whose
     /// [`Capabilities::shares`](crate::Capabilities::shares) says so.
     pub shares: Vec<Share>,
+    /// Whether the guest gets a share of the tag [`ROSETTA_TAG`] with Rosetta's interpreter of programs
+    /// for x86-64. Only for a backend whose [`Capabilities::rosetta`](crate::Capabilities::rosetta)
+    /// says so.
+    pub rosetta: bool,
     /// The file its serial console is appended to.
     pub console: PathBuf,
     /// A directory of this VM alone, for the backend's sockets and notes. It exists, and is short

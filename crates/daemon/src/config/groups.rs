@@ -85,6 +85,8 @@ pub struct HostGroupConfig {
     pub github_user: String,
     /// What of the host the VMs see.
     pub shares: Vec<ShareConfig>,
+    /// Whether its VMs run programs for x86-64 by Rosetta, on Macs.
+    pub rosetta: bool,
     /// What becomes of its VMs when the host goes to sleep.
     pub sleep_action: SleepAction,
 }
@@ -197,6 +199,10 @@ fn read_group(
         Some(field) => field.truth(report),
         None => Some(false),
     };
+    let rosetta = match table.take("rosetta") {
+        Some(field) => field.truth(report),
+        None => Some(false),
+    };
     let image = read_image(table, shared, report);
     let userdata = read_userdata(table, shared, report);
     let forwards = read_forwards(table, shared, report);
@@ -255,6 +261,7 @@ fn read_group(
         ssh_keys: ssh_keys?,
         github_user: github_user?,
         shares: shares?,
+        rosetta: rosetta?,
         sleep_action: sleep_action?,
     })
 }

@@ -75,12 +75,6 @@ const ROWS: &[Row] = &[
         Kind::Word(&["image", "devmapper", "zfs"]),
         "disks are image files",
     ),
-    row(
-        GROUP,
-        "rosetta",
-        Kind::Switch,
-        "VMs run programs of their own architecture",
-    ),
     row(GROUP, "gpu_count", Kind::Number(64), "VMs have no GPU"),
     row(CA, "generate", Kind::Switch, "no CA is made for the group"),
     row(

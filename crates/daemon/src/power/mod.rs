@@ -4,6 +4,8 @@
 //! in between decides and knows of neither, so that another kind of host brings no more than its
 //! events.
 
+#[cfg(target_os = "macos")]
+mod iokit;
 #[cfg(target_os = "linux")]
 pub mod logind;
 mod prevent;
@@ -112,7 +114,9 @@ trait Guests: Send + Sync {
 pub async fn this_host() -> Result<PowerSource, PowerError> {
     #[cfg(target_os = "linux")]
     return logind::connect(None).await;
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_os = "macos")]
+    return iokit::connect();
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     return Err(PowerError::Unreachable(
         "not on this kind of host".to_owned(),
     ));

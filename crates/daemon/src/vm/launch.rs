@@ -49,6 +49,7 @@ pub(super) async fn launch(
     let card = shared.networking.card(network, record).await?;
     let spec = MachineSpec {
         shares,
+        rosetta: image.group().rosetta,
         network: Some(card.network),
         ..spec(shared, record, &prepared, disk)
     };
@@ -117,6 +118,7 @@ pub(super) fn spec(
         ],
         network: None,
         shares: Vec::new(),
+        rosetta: false,
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }

@@ -251,6 +251,7 @@ async fn restore(
     };
     let mut spec = MachineSpec {
         shares: shares(shared, image, record).map_err(Failure::Passing)?,
+        rosetta: image.group().rosetta,
         ..spec(shared, record, &prepared, disk)
     };
     let (work, vm, checked) = (shared.work.clone(), name.clone(), spec.clone());

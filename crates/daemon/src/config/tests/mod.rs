@@ -73,6 +73,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 ssh_keys: vec![],
                 github_user: String::new(),
                 shares: vec![],
+                rosetta: false,
                 sleep_action: SleepAction::None,
             }],
             hypervisor: Hypervisor::Qemu,
@@ -241,14 +242,13 @@ fn unknown_keys_are_warned_of_with_what_they_resemble() {
 fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
     let asking = group(&[
         "storage: zfs",
-        "rosetta: true",
         "ca: {generate: true, files: [a.pem]}",
         "gpu_count: 1",
         "network: {mode: macvtap, parent: p}",
     ]) + "  kernel_file: k\n  network_name: n\n  \
           pci: {a-1: [0]}\n  ssh: {port: 2222, bind_address: 0.0.0.0}\n";
     let (_, warnings) = parse(&asking).unwrap();
-    assert_eq!(warnings.len(), 11, "{warnings:#?}");
+    assert_eq!(warnings.len(), 10, "{warnings:#?}");
     for warning in &warnings {
         assert_eq!(warning.kind, WarningKind::NotServed, "{warning}");
     }
@@ -259,7 +259,6 @@ fn keys_that_are_not_served_are_noticed_when_they_ask_for_something() {
 
     let silent = group(&[
         "storage: image",
-        "rosetta: false",
         "ca: {generate: false, files: []}",
         "userdata:",
         "userdata_file: ''",
