@@ -101,9 +101,17 @@ docker-image: ## Build the guest image with Docker, and the default one, into ta
 minimal-image: ## Build the Debian without an init, for tests, into target/guest
 	$(XTASK) image --recipe minimal
 
+.PHONY: images
+images: image ## Build the default guest images of all architectures into target/guest
+	$(XTASK) image --arch arm64
+
 .PHONY: dist
-dist: build image ## Make tarballs, their sums and the bundle for slicer install in target/dist
+dist: build images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist
+
+.PHONY: quick-dist
+quick-dist: build image mac-link ## The same for tests: Macs' programs not optimised, and no images for them
+	$(XTASK) dist --quick
 
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
@@ -125,10 +133,15 @@ mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
 
 # The packages of the programs for Macs.
 MAC_PROGRAMS := cli daemon
+BUILD_FOR_MACS = xtask/mac-cargo build --locked --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
 
 .PHONY: mac-link
 mac-link: agent ## Link the programs for Macs, not optimised, on any host
-	xtask/mac-cargo build --locked --profile link --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
+	$(BUILD_FOR_MACS) --profile link
+
+.PHONY: mac-programs
+mac-programs: agent ## Build the programs for Macs, optimised, on any host
+	$(BUILD_FOR_MACS) --release
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
@@ -137,7 +150,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image minimal-image dist $(REGISTRY) $(BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
+system: build docker-image minimal-image quick-dist $(REGISTRY) $(BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: soak

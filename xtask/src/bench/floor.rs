@@ -532,6 +532,7 @@ fn identity() -> Identity {
         userdata: None,
         entrypoint: None,
         shares: Vec::new(),
+        rosetta: false,
     }
 }
 
