@@ -11,21 +11,26 @@ SHELL := /bin/bash
 unexport CARGO_TARGET_DIR
 
 ARCH := $(shell uname -m)
+# Go's names of it, and of the other one that guests may have.
+GUEST_ARCH := $(if $(filter aarch64 arm64,$(ARCH)),arm64,amd64)
+FOREIGN_ARCH := $(if $(filter arm64,$(GUEST_ARCH)),amd64,arm64)
 TRIPLE := $(ARCH)-unknown-linux-gnu
-QEMU_PACKAGE := $(if $(filter aarch64,$(ARCH)),qemu-system-arm,qemu-system-x86)
+QEMU_PACKAGE := $(if $(filter arm64,$(GUEST_ARCH)),qemu-system-arm,qemu-system-x86)
+# For guests of the other architecture, which tests have.
+FOREIGN_QEMU_PACKAGE := $(if $(filter arm64,$(FOREIGN_ARCH)),qemu-system-arm,qemu-system-x86)
 # It came with QEMU until Debian 12.
 VIRTIOFSD_PACKAGE := $(if $(shell grep -s 'VERSION_CODENAME=bookworm' /etc/os-release),qemu-system-common,virtiofsd)
-DEBIAN_PACKAGES := $(QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) qemu-utils nftables iproute2 mmdebstrap uidmap \
+DEBIAN_PACKAGES = $(QEMU_PACKAGE) $(FOREIGN_QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) qemu-utils nftables iproute2 mmdebstrap uidmap \
 	dbus-daemon e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
 
-AGENT_TARGET := $(CURDIR)/target/agent
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 DENY := $(TOOLS)/bin/cargo-deny
 # Programs of Debian packages that tests run, without installing the package, which would start them.
 REGISTRY := $(TOOLS)/debian/usr/bin/docker-registry
 BUSYBOX := $(TOOLS)/debian/bin/busybox
+FOREIGN_BUSYBOX := $(TOOLS)/debian-$(FOREIGN_ARCH)/bin/busybox
 SCHEMATHESIS := $(TOOLS)/schemathesis
 # Node.js with npm, and yarn, which tests run in a VM.
 NODE_VERSION := 24.19.0
@@ -50,11 +55,12 @@ help: ## List what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
+demo: FOREIGN_QEMU_PACKAGE :=
 demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps lint mac-link build docker-image unit system ## Everything a change must pass
+test: deps agents lint mac-link build docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -77,13 +83,16 @@ deps: ## Install the Debian packages that are missing
 		$$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}" </dev/null >/dev/null; \
 	fi
 
-# What runs in guests needs nothing of them.
-BUILD_FOR_GUESTS := RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
-	cargo build --locked --profile agent --target $(TRIPLE) --target-dir $(AGENT_TARGET)
+# The daemon carries those that are there, and none is to be older than it.
+AGENTS = $(GUEST_ARCH) $(if $(wildcard target/guest-programs/slicer-agent/$(FOREIGN_ARCH)),$(FOREIGN_ARCH))
 
 .PHONY: agent
 agent: ## Build the static guest agent
-	$(BUILD_FOR_GUESTS) -p slicer-agent
+	xtask/guest-program slicer-agent $(AGENTS)
+
+.PHONY: agents
+agents: ## Build it for guests of every architecture
+	xtask/guest-program slicer-agent $(GUEST_ARCH) $(FOREIGN_ARCH)
 
 .PHONY: build
 build: agent ## Build slicer and slicer-mac, optimised, into target/release
@@ -101,12 +110,16 @@ docker-image: ## Build the guest image with Docker, and the default one, into ta
 minimal-image: ## Build the Debian without an init, for tests, into target/guest
 	$(XTASK) image --recipe minimal
 
+.PHONY: foreign-kernel
+foreign-kernel: ## Build the kernel of the other architecture, for tests, into target/guest
+	$(XTASK) image --arch $(FOREIGN_ARCH) --kernel
+
 .PHONY: images
-images: image ## Build the default guest images of all architectures into target/guest
-	$(XTASK) image --arch arm64
+images: image ## Build the default guest images of both architectures into target/guest
+	$(XTASK) image --arch $(FOREIGN_ARCH)
 
 .PHONY: dist
-dist: build images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
+dist: agents build images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist
 
 .PHONY: quick-dist
@@ -150,7 +163,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: build docker-image minimal-image quick-dist $(REGISTRY) $(BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
+system: agents build docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: soak
@@ -178,8 +191,9 @@ fuzz: agent $(CARGO_FUZZ) ## Run each fuzz target for FUZZ_SECONDS, or some by F
 	done
 
 .PHONY: bench
+bench: FOREIGN_QEMU_PACKAGE :=
 bench: deps build image $(REGISTRY) ## Measure it against what the machine allows, and against ssh
-	$(BUILD_FOR_GUESTS) -p slicer-bench-guest
+	xtask/guest-program slicer-bench-guest $(GUEST_ARCH)
 	$(XTASK) bench
 
 .PHONY: clean
@@ -212,6 +226,12 @@ $(REGISTRY):
 # Below /usr/bin from Debian 13 on.
 $(BUSYBOX):
 	$(call fetch,busybox-static)
+	@mkdir -p $(@D); [ -e $@ ] || ln -s ../usr/bin/busybox $@
+	@touch $@
+
+$(FOREIGN_BUSYBOX):
+	@echo "Fetching busybox-static for $(FOREIGN_ARCH)"
+	@mkdir -p $(TOOLS) && xtask/foreign-debs $(FOREIGN_ARCH) $(TOOLS)/debian-$(FOREIGN_ARCH) busybox-static
 	@mkdir -p $(@D); [ -e $@ ] || ln -s ../usr/bin/busybox $@
 	@touch $@
 

@@ -11,21 +11,12 @@ fn main() {
     let mut table = String::from(
         "/// The agents built into this daemon, by Go's name of the architecture.\npub(crate) const BUILT_IN: &[(&str, &[u8])] = &[\n",
     );
-    for (arch, target) in [
-        ("amd64", "x86_64-unknown-linux-gnu"),
-        ("arm64", "aarch64-unknown-linux-musl"),
-    ] {
-        // Where `make agent` puts it.
-        let file = root
-            .join("target/agent")
-            .join(target)
-            .join("agent/slicer-agent");
-        // A file that is missing counts as changed every time, and this crate takes long: what makes
-        // the agent of another architecture for the first time also touches this file.
-        if file.exists() || target.starts_with(std::env::consts::ARCH) {
-            println!("cargo::rerun-if-changed={}", file.display());
-        }
-        if let Ok(file) = file.canonicalize() {
+    // Where `make agent` puts them. A directory that is missing counts as changed every time, and this
+    // crate takes long; what comes into it later is noticed.
+    let agents = root.join("target/guest-programs/slicer-agent");
+    println!("cargo::rerun-if-changed={}", agents.display());
+    for arch in ["amd64", "arm64"] {
+        if let Ok(file) = agents.join(arch).canonicalize() {
             let file = file.display().to_string();
             let line = writeln!(table, "    ({arch:?}, include_bytes!({file:?})),");
             line.expect("writing to a string");

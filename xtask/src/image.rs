@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// What the image is for
     #[arg(long, value_enum, default_value_t)]
     recipe: RecipeArg,
+    /// Build the kernel alone
+    #[arg(long)]
+    kernel: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -49,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .join("target/guest")
             .join(arch.to_string()),
     };
-    slicer_recipe::build(&Order {
+    let order = Order {
         arch,
         recipe: match args.recipe {
             RecipeArg::Default => Recipe::Default,
@@ -63,6 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let _ = writeln!(std::io::stderr(), "{line}");
         },
         stop: &Stop::default(),
-    })?;
+    };
+    if args.kernel {
+        slicer_recipe::build_kernel(&order)?;
+    } else {
+        slicer_recipe::build(&order)?;
+    }
     Ok(())
 }

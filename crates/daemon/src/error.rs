@@ -62,10 +62,28 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// This build can't boot guests of this architecture.
-    #[error("this slicer-mac carries no guest agent for {arch}: build it with `make build`")]
+    #[error(
+        "this slicer-mac was built without the agent for guests of {arch}: `make agents build` builds \
+         one with it"
+    )]
     NoAgent {
         /// Go's name of the architecture.
         arch: &'static str,
+    },
+    /// A VM's disk is for another architecture than its group's VMs have now.
+    #[error(
+        "VM {vm} was made for {of}, and the VMs of host group {group} are of {now} now: set its arch \
+         to {of} again, or make the VM anew"
+    )]
+    OtherArch {
+        /// The VM.
+        vm: String,
+        /// Go's name of its architecture.
+        of: String,
+        /// Its group.
+        group: String,
+        /// Go's name of the group's architecture.
+        now: &'static str,
     },
     /// A disk lies over more others than are opened with it.
     #[error(
@@ -131,7 +149,7 @@ impl DaemonError {
     pub(crate) fn to_api(&self) -> ApiError {
         if self.is_disk_full() {
             ApiError::insufficient_storage(format!("{self}: {FREE_SPACE}"))
-        } else if matches!(self, Self::TooDeep { .. }) {
+        } else if matches!(self, Self::TooDeep { .. } | Self::OtherArch { .. }) {
             ApiError::conflict(self.to_string())
         } else if matches!(self, Self::Stopping) {
             ApiError::unavailable(self.to_string())

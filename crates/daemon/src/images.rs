@@ -10,7 +10,7 @@ use crate::workdir::WorkDir;
 use slicer_api::Entrypoint;
 use slicer_image::{
     CloneKind, CloneOptions, ImageCache, ImageError, ImageRef, KernelFiles, Resolved, clone_disk,
-    find_guest, prepare_kernel,
+    find_kernel, prepare_kernel,
 };
 use slicer_machine::{Arch, DiskFormat};
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ use tracing::{info, warn};
 /// What the VMs of a group are made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prepared {
+    pub(crate) arch: Arch,
     pub(crate) boot: KernelFiles,
     /// What its VMs' disks are cloned from.
     pub(crate) base: PathBuf,
@@ -35,6 +36,7 @@ pub(crate) struct Prepared {
 pub(crate) struct GroupImage {
     store: Arc<ImageStore>,
     group: HostGroupConfig,
+    arch: Arch,
     kernel_image: Option<String>,
     /// With what the store said of changes before.
     prepared: Mutex<Option<(u64, Arc<Prepared>)>>,
@@ -44,11 +46,13 @@ impl GroupImage {
     pub(crate) fn new(
         store: Arc<ImageStore>,
         group: HostGroupConfig,
+        arch: Arch,
         kernel_image: Option<String>,
     ) -> Self {
         Self {
             store,
             group,
+            arch,
             kernel_image,
             prepared: Mutex::new(None),
         }
@@ -57,6 +61,11 @@ impl GroupImage {
     /// The group.
     pub(crate) fn group(&self) -> &HostGroupConfig {
         &self.group
+    }
+
+    /// The architecture of the group's VMs.
+    pub(crate) fn arch(&self) -> Arch {
+        self.arch
     }
 
     fn work(&self) -> &Arc<WorkDir> {
@@ -92,7 +101,8 @@ impl GroupImage {
     }
 
     async fn make(&self) -> Result<Prepared, DaemonError> {
-        let arch = self.store.arch();
+        let arch = self.arch;
+        let agent = agent(arch)?;
         let (image, kernel, reading) = loop {
             let changes = self.store.changes();
             let image = self.resolve(&self.group.image).await?;
@@ -101,7 +111,7 @@ impl GroupImage {
                 None => {
                     let arch = arch.go_name();
                     blocking(move || {
-                        let path = find_guest(arch)?.kernel;
+                        let path = find_kernel(arch)?;
                         Ok(Resolved::find(
                             &ImageRef::OciLayout { path, tag: None },
                             arch,
@@ -120,7 +130,7 @@ impl GroupImage {
         blocking(move || {
             let _reading = reading;
             let work = bases.work();
-            let prepared = prepare(&bases, &group, &image, &kernel, arch);
+            let prepared = prepare(&bases, &group, &image, &kernel, (arch, agent));
             if let Err(DaemonError::Image(ImageError::Digest { path, .. })) = &prepared
                 && let Some(name) = path.file_name().and_then(|n| n.to_str())
                 && path.starts_with(work.image_cache())
@@ -135,7 +145,7 @@ impl GroupImage {
     /// The image a reference leads to. A relative path in it is relative to the working directory;
     /// an image of an archive or a registry is fetched unless it is in the cache.
     async fn resolve(&self, reference: &str) -> Result<Resolved, DaemonError> {
-        let arch = self.store.arch().go_name();
+        let arch = self.arch.go_name();
         let parsed = ImageRef::parse(reference)?.relative_to(self.work().root());
         let dir = self.work().image_cache();
         let name = match parsed {
@@ -155,7 +165,7 @@ impl GroupImage {
         if let Some(image) = look().await? {
             return Ok(image);
         }
-        let mut pull = self.store.pull(&full, None);
+        let mut pull = self.store.pull(&full, self.arch, None);
         tell(&full, &mut pull).await?;
         let vanished = || ImageError::Missing {
             image: full.clone(),
@@ -210,21 +220,26 @@ impl GroupImage {
     }
 }
 
+/// The agent for guests of this architecture.
+fn agent(arch: Arch) -> Result<&'static [u8], DaemonError> {
+    let arch = arch.go_name();
+    crate::agents::for_arch(arch).ok_or(DaemonError::NoAgent { arch })
+}
+
 fn prepare(
     bases: &Bases,
     group: &HostGroupConfig,
     image: &Resolved,
     kernel: &Resolved,
-    arch: Arch,
+    (arch, agent): (Arch, &[u8]),
 ) -> Result<Prepared, DaemonError> {
-    let go_arch = arch.go_name();
-    let agent = crate::agents::for_arch(go_arch).ok_or(DaemonError::NoAgent { arch: go_arch })?;
     let base = bases.prepare(group, image)?;
     let dir = bases.work().kernel(&group.name);
     slicer_image::remove_unfinished(&dir)?;
     let boot = prepare_kernel(kernel, agent, &dir)?;
     info!("group {}: image ready, kernel {}", group.name, boot.version);
     Ok(Prepared {
+        arch,
         boot,
         base,
         image_digest: image.manifest_digest().to_owned(),

@@ -5,6 +5,7 @@
 mod agents;
 mod attend;
 mod bases;
+pub mod check;
 mod commits;
 pub mod config;
 mod console;

@@ -3,7 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use slicer_daemon::config::{self, Config, Host};
-use slicer_daemon::{Daemon, DaemonError, power};
+use slicer_daemon::{Daemon, DaemonError, check, power};
 use slicer_machine::Hypervisor;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,16 @@ enum Command {
         #[arg(long)]
         suspend_on_shutdown: bool,
     },
+    /// Check that this host runs VMs as slicer needs them.
+    ///
+    /// Goes through what the hypervisor must be able to do, step by step, with a VM of its own in a
+    /// temporary directory; nothing of a daemon that runs is touched. The first step that fails is the
+    /// last.
+    Check {
+        /// Print the steps as JSON, one a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the version.
     Version,
 }
@@ -60,6 +70,7 @@ fn main() -> ExitCode {
             file,
             suspend_on_shutdown,
         } => up(&file, suspend_on_shutdown),
+        Command::Check { json } => check(json),
         Command::Version => print(&format!(
             "{} ({})\n",
             env!("CARGO_PKG_VERSION"),
@@ -129,6 +140,65 @@ fn up(file: &Path, suspend: bool) -> Outcome {
         .enable_all()
         .build()?;
     runtime.block_on(run(&config, suspend))
+}
+
+fn check(json: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let dir = tempfile::Builder::new().prefix("slicer-check").tempdir()?;
+    // Where it leads to, since a hypervisor may not follow links.
+    let at = dir.path().canonicalize()?;
+    let hypervisor = runtime.block_on(async { hypervisor(&at) })?;
+    if !json {
+        print(&format!("Checking {} on this host\n", hypervisor.name()))?;
+    }
+    let mut steps = 0;
+    let mut written = Ok(());
+    let tell = |step: &check::Step| {
+        steps += 1;
+        let text = if json { as_json(step) } else { as_line(step) };
+        if let Err(e) = print(&text) {
+            written = Err(e);
+        }
+    };
+    let well = runtime.block_on(async {
+        tokio::select! {
+            well = check::run(hypervisor, &at, tell) => Ok::<_, Box<dyn std::error::Error>>(well?),
+            _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+        }
+    })?;
+    written?;
+    if !well {
+        return Err(format!("step {steps} failed").into());
+    }
+    Ok(())
+}
+
+fn as_line(step: &check::Step) -> String {
+    let (word, more) = match &step.outcome {
+        check::Outcome::Passed => ("ok", String::new()),
+        check::Outcome::Skipped(why) => ("skip", format!("\n      {why}")),
+        check::Outcome::Failed(why) => ("FAIL", format!("\n      {why}")),
+    };
+    let took = step.took.as_secs_f64();
+    format!("{word:<5} {:<46} {took:>7.2} s{more}\n", step.name)
+}
+
+fn as_json(step: &check::Step) -> String {
+    let (outcome, why) = match &step.outcome {
+        check::Outcome::Passed => ("passed", None),
+        check::Outcome::Skipped(why) => ("skipped", Some(why)),
+        check::Outcome::Failed(why) => ("failed", Some(why)),
+    };
+    let value = serde_json::json!({
+        "name": step.name,
+        "outcome": outcome,
+        "why": why,
+        "seconds": step.took.as_secs_f64(),
+    });
+    format!("{value}\n")
 }
 
 async fn run(config: &Config, suspend: bool) -> Outcome {

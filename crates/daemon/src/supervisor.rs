@@ -38,7 +38,6 @@ const RAM_GRAIN: u64 = 1 << 20;
 pub(crate) struct Shared {
     pub(crate) work: Arc<WorkDir>,
     pub(crate) hypervisor: Arc<dyn Hypervisor>,
-    pub(crate) arch: Arch,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) github: Github,
     pub(crate) commits: Commits,
@@ -75,6 +74,13 @@ impl Shared {
 pub(crate) struct Group {
     pub(crate) config: HostGroupConfig,
     image: Arc<GroupImage>,
+}
+
+impl Group {
+    /// Go's name of its VMs' architecture.
+    fn arch(&self) -> &'static str {
+        self.image.arch().go_name()
+    }
 }
 
 /// The VMs of one daemon.
@@ -117,6 +123,7 @@ impl Supervisor {
                 image: Arc::new(GroupImage::new(
                     images.clone(),
                     group.clone(),
+                    group.arch.unwrap_or(arch),
                     config.kernel_image.clone(),
                 )),
             })
@@ -126,7 +133,6 @@ impl Supervisor {
             secrets: Arc::new(Secrets::open(work.root())?),
             work,
             hypervisor,
-            arch,
             github: Github::from_env(),
             commits,
             networking,
@@ -150,8 +156,13 @@ impl Supervisor {
         for group in &this.groups {
             // So that the first launch need not wait for it; a launch that comes earlier does.
             let (image, name) = (group.image.clone(), group.config.name.clone());
+            let runs = this.shared.hypervisor.check_arch(image.arch());
             this.tasks.spawn(async move {
-                if let Err(e) = image.prepare().await {
+                let prepared = match runs {
+                    Ok(()) => image.prepare().await.map(drop),
+                    Err(e) => Err(e.into()),
+                };
+                if let Err(e) = prepared {
                     warn!("group {name}: {e}");
                 }
             });
@@ -219,7 +230,7 @@ impl Supervisor {
                         });
                         drop(vms);
                         let ip = ip.map_err(|e| DaemonError::Unsupported(e.message))?;
-                        let arch = self.shared.arch.go_name();
+                        let arch = group.arch();
                         let request = CreateNode {
                             persistent: true,
                             ..CreateNode::default()
@@ -236,6 +247,9 @@ impl Supervisor {
                 };
                 // The configuration rules: it may have been edited since.
                 record.configured = true;
+                if record.disk.is_none() {
+                    group.arch().clone_into(&mut record.arch);
+                }
                 record.cpus = group.config.vcpu;
                 record.ram_bytes = group.config.ram_bytes;
                 record.ssh_keys.clone_from(&group.config.ssh_keys);
@@ -316,14 +330,13 @@ impl Supervisor {
     }
 
     pub(crate) fn host_groups(&self) -> Vec<HostGroup> {
-        let arch = self.shared.arch.go_name();
         let group = |g: &Group| HostGroup {
             name: g.config.name.clone(),
             count: g.config.count,
             ram_bytes: g.config.ram_bytes,
             cpus: g.config.vcpu,
             gpu_count: 0,
-            arch: arch.to_owned(),
+            arch: g.arch().to_owned(),
         };
         self.groups.iter().map(group).collect()
     }
@@ -402,7 +415,7 @@ impl Supervisor {
                 ApiError::bad_request(format!("invalid ip {text:?}: expected an IPv4 address"))
             })?),
         };
-        let arch = self.shared.arch.go_name();
+        let arch = group.arch();
         self.admit(group, wanted, &request.tags, |name, ip| {
             let record = VmRecord::new(&group.config, name, ip, arch, request);
             let mut record = record.map_err(|e| e.to_api())?;

@@ -88,7 +88,12 @@ impl ImageCache {
     ) -> Result<Option<Resolved>, ImageError> {
         let index = self.index()?;
         let mut entries = index.manifests().iter();
-        if !entries.any(|d| named(d, name) && annotation(d, SOURCE) == source) {
+        let of_arch = |d: &Descriptor| {
+            let platform = d.platform().as_ref();
+            platform.is_none_or(|p| p.architecture().to_string() == arch)
+        };
+        let made = |d: &Descriptor| named(d, name) && annotation(d, SOURCE) == source;
+        if !entries.any(|d| made(d) && of_arch(d)) {
             return Ok(None);
         }
         Ok(self.find_named(name, arch))

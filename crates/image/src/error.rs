@@ -158,8 +158,13 @@ pub enum ImageError {
     #[error("invalid size {0:?}: expected a number and a unit, such as 512M, 15G or 1T")]
     Size(String),
     /// The default guest image is not installed.
-    #[error("no guest image for {arch} in {searched}; run `make image`, or set SLICER_GUEST_DIR")]
+    #[error(
+        "no guest {what} for {arch} in {searched}: `slicer image build --arch {arch}` makes one, in \
+         slicer's source `make image`, and SLICER_GUEST_DIR says where else it is"
+    )]
     NoGuest {
+        /// What of it: `image`, `kernel`.
+        what: String,
         /// The architecture.
         arch: String,
         /// Where it was looked for.

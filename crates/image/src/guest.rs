@@ -21,19 +21,37 @@ pub struct GuestLayouts {
 /// [`GUEST_DIR_VARIABLE`] says, or in `guest` beside the running executable, as `slicer install` puts
 /// it there, or near it (in the build tree, or in `../share/slicer`), or in `/usr/share/slicer`.
 pub fn find_guest(arch: &str) -> Result<GuestLayouts, ImageError> {
-    let exe = std::env::current_exe().and_then(std::fs::canonicalize).ok();
-    find(
-        arch,
-        std::env::var_os(GUEST_DIR_VARIABLE).as_deref(),
-        exe.as_deref(),
-    )
+    find_here(arch, &["image", "kernel"]).map(GuestLayouts::in_dir)
 }
 
+/// Finds the kernel that came with slicer for an architecture, where [`find_guest`] looks. There need
+/// not be an image beside it.
+pub fn find_kernel(arch: &str) -> Result<PathBuf, ImageError> {
+    find_here(arch, &["kernel"]).map(|dir| GuestLayouts::in_dir(&dir).kernel)
+}
+
+impl GuestLayouts {
+    fn in_dir(dir: &Path) -> Self {
+        Self {
+            image: dir.join("image"),
+            kernel: dir.join("kernel"),
+        }
+    }
+}
+
+fn find_here(arch: &str, parts: &[&str]) -> Result<PathBuf, ImageError> {
+    let exe = std::env::current_exe().and_then(std::fs::canonicalize).ok();
+    let variable = std::env::var_os(GUEST_DIR_VARIABLE);
+    find(arch, parts, variable.as_deref(), exe.as_deref())
+}
+
+/// The first directory that has all these layouts.
 fn find(
     arch: &str,
+    parts: &[&str],
     variable: Option<&OsStr>,
     exe: Option<&Path>,
-) -> Result<GuestLayouts, ImageError> {
+) -> Result<PathBuf, ImageError> {
     let mut candidates = Vec::new();
     if let Some(dir) = variable.filter(|dir| !dir.is_empty()) {
         // Somebody who says where it is does not want to be given another.
@@ -47,18 +65,12 @@ fn find(
         }
         candidates.push(Path::new("/usr/share/slicer/guest").join(arch));
     }
+    let has = |dir: &&PathBuf, part: &&str| dir.join(part).join("index.json").is_file();
     let found = candidates
         .iter()
-        .map(|dir| GuestLayouts {
-            image: dir.join("image"),
-            kernel: dir.join("kernel"),
-        })
-        .find(|g| {
-            [&g.image, &g.kernel]
-                .iter()
-                .all(|l| l.join("index.json").is_file())
-        });
-    found.ok_or_else(|| ImageError::NoGuest {
+        .find(|dir| parts.iter().all(|part| has(dir, part)));
+    found.cloned().ok_or_else(|| ImageError::NoGuest {
+        what: parts.first().copied().unwrap_or_default().to_owned(),
         arch: arch.to_owned(),
         searched: candidates
             .iter()
@@ -72,6 +84,14 @@ fn find(
 mod tests {
     use super::*;
     use std::fs;
+
+    fn find(
+        arch: &str,
+        variable: Option<&OsStr>,
+        exe: Option<&Path>,
+    ) -> Result<GuestLayouts, ImageError> {
+        super::find(arch, &["image", "kernel"], variable, exe).map(GuestLayouts::in_dir)
+    }
 
     fn install(dir: &Path) -> GuestLayouts {
         let found = GuestLayouts {
@@ -98,6 +118,20 @@ mod tests {
         let installed = install(&root.path().join("release/guest/amd64"));
         assert_eq!(find("amd64", None, Some(&exe)).unwrap(), installed);
         assert!(find("arm64", None, Some(&exe)).is_err());
+    }
+
+    #[test]
+    fn a_kernel_is_found_without_an_image() {
+        let root = tempfile::tempdir().unwrap();
+        let exe = root.path().join("release/slicer-mac");
+        let guest = install(&root.path().join("guest/arm64"));
+        fs::remove_file(guest.image.join("index.json")).unwrap();
+        assert!(find("arm64", None, Some(&exe)).is_err());
+        let found = super::find("arm64", &["kernel"], None, Some(&exe)).unwrap();
+        assert_eq!(found.join("kernel"), guest.kernel);
+        let missing = super::find("amd64", &["kernel"], None, Some(&exe)).unwrap_err();
+        let text = missing.to_string();
+        assert!(text.starts_with("no guest kernel for amd64"), "{text}");
     }
 
     #[test]

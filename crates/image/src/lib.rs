@@ -40,7 +40,7 @@ pub use error::ImageError;
 pub use export::Export;
 pub use files::remove_unfinished;
 pub use freeze::{disk_size, overlay_disk, reflink_file, set_backing_file};
-pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest};
+pub use guest::{GUEST_DIR_VARIABLE, GuestLayouts, find_guest, find_kernel};
 pub use import::archive_name;
 pub use inventory::{CachedImage, Garbage};
 pub use kernel::{KernelFiles, prepare_kernel};

@@ -34,6 +34,18 @@ pub(crate) fn program(arch: Arch) -> &'static str {
     }
 }
 
+/// How to get it.
+pub(crate) fn program_hint(arch: Arch) -> &'static str {
+    match arch {
+        Arch::X86_64 => {
+            "install QEMU for amd64 guests, on Debian with `apt-get install qemu-system-x86`"
+        }
+        Arch::Aarch64 => {
+            "install QEMU for arm64 guests, on Debian with `apt-get install qemu-system-arm`"
+        }
+    }
+}
+
 /// The parts of the kernel's command line that follow from the devices below.
 pub(crate) fn kernel_args(arch: Arch) -> &'static str {
     match arch {

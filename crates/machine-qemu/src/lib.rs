@@ -61,8 +61,7 @@ impl Qemu {
         if !programs.iter().any(|(arch, _)| Some(*arch) == host) {
             return Err(MachineError::ProgramMissing {
                 program: host.map_or("qemu-system", args::program).to_owned(),
-                hint: "install QEMU, on Debian with `apt-get install qemu-system-x86` \
-                       (or qemu-system-arm)",
+                hint: host.map_or("no guests run on this host", args::program_hint),
             });
         }
         let virtiofsd = Virtiofsd::find(rustix::process::geteuid().is_root());
@@ -89,7 +88,7 @@ impl Qemu {
             .map(|(_, path)| path.as_path())
             .ok_or_else(|| MachineError::ProgramMissing {
                 program: args::program(arch).to_owned(),
-                hint: "install QEMU for this guest architecture",
+                hint: args::program_hint(arch),
             })
     }
 
@@ -151,6 +150,10 @@ impl Hypervisor for Qemu {
 
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn check_arch(&self, arch: Arch) -> Result<(), MachineError> {
+        self.program(arch).map(drop)
     }
 
     fn kernel_args(&self, arch: Arch) -> String {

@@ -75,6 +75,18 @@ pub trait Hypervisor: Send + Sync {
     /// What it can do on this host.
     fn capabilities(&self) -> &Capabilities;
 
+    /// Fails when it can't run guests of this architecture, and says what to do about it.
+    fn check_arch(&self, arch: Arch) -> Result<(), MachineError> {
+        if self.capabilities().archs.contains(&arch) {
+            return Ok(());
+        }
+        Err(MachineError::Unsupported {
+            what: "a guest of another architecture",
+            backend: self.name(),
+            why: format!("it runs no {} guests: leave `arch` out", arch.go_name()),
+        })
+    }
+
     /// The kernel command line's parts that depend on the machine's devices, such as `console=`.
     fn kernel_args(&self, arch: Arch) -> String;
 

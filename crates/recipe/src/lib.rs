@@ -158,25 +158,36 @@ struct Build<'a> {
 
 /// Builds what is missing or out of date.
 pub fn build(order: &Order<'_>) -> Result<Built> {
+    with(order, |build| {
+        let image = make_recipe(build, order.recipe, order.force)?;
+        let kernel = make_kernel(build, order.force)?;
+        Ok(Built { image, kernel })
+    })
+}
+
+/// Builds the kernel alone, for which no program of the guest's architecture is run.
+pub fn build_kernel(order: &Order<'_>) -> Result<Made> {
+    with(order, |build| make_kernel(build, order.force))
+}
+
+fn with<T>(order: &Order<'_>, work: impl FnOnce(&Build<'_>) -> Result<T>) -> Result<T> {
     let guest = files::write().with_context(|| "cannot write the recipes")?;
-    let build = Build {
+    work(&Build {
         arch: order.arch,
         out: directory(order.out)?,
         guest: guest.path(),
         sources: apt::Sources::of_host()?,
         say: order.say,
         stop: order.stop,
-    };
-    let image = make_recipe(&build, order.recipe, order.force)?;
+    })
+}
+
+fn make_kernel(build: &Build<'_>, force: bool) -> Result<Made> {
     let module_list = modules::wanted(build.arch).describe();
-    let kernel = make(
-        &build,
-        "kernel",
-        &inputs(&build, "kernel", module_list.as_bytes()),
-        order.force,
-        &|tar| kernel::build(&build, tar),
-    )?;
-    Ok(Built { image, kernel })
+    let inputs = inputs(build, "kernel", module_list.as_bytes());
+    make(build, "kernel", &inputs, force, &|tar| {
+        kernel::build(build, tar)
+    })
 }
 
 /// Puts the same image for several architectures into one layout, named as each of them is, in

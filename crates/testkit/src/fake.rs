@@ -74,8 +74,8 @@ impl FakeHypervisor {
     pub fn new() -> Arc<Self> {
         let host = Arch::host().unwrap();
         let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!(
-            "../../target/agent/{}-unknown-linux-gnu/agent/slicer-agent",
-            host.kernel_name()
+            "../../target/guest-programs/slicer-agent/{}",
+            host.go_name()
         ));
         assert!(agent.exists(), "{} is missing: make agent", agent.display());
         Arc::new(Self {

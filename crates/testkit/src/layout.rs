@@ -47,6 +47,7 @@ fn write_layout(dir: &Path, files: &[(&str, &[u8])]) -> String {
 /// An image to be written as an OCI layout.
 #[derive(Debug, Default)]
 pub struct Image {
+    arch: Option<Arch>,
     layers: Vec<(String, Vec<u8>)>,
     config: Value,
 }
@@ -65,9 +66,17 @@ impl Image {
         let layer = &manifest["layers"][0];
         let kind = layer["mediaType"].as_str().unwrap().to_owned();
         Self {
+            arch: None,
             layers: vec![(kind, read(layer))],
             config: Value::Null,
         }
+    }
+
+    /// The image for guests of this architecture; else it is for the host's.
+    #[must_use]
+    pub fn of(mut self, arch: Arch) -> Self {
+        self.arch = Some(arch);
+        self
     }
 
     /// The image with this layer on top, a tar archive.
@@ -85,7 +94,7 @@ impl Image {
         self
     }
 
-    /// Writes the layout; returns the image's reference.
+    /// Writes the layout, or adds the image to that of another architecture's; returns its reference.
     pub fn write(&self, dir: &Path) -> String {
         let blobs = dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
@@ -95,8 +104,9 @@ impl Image {
             json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() })
         };
         let diff_ids: Vec<_> = self.layers.iter().map(|(_, l)| digest(l)).collect();
+        let arch = self.arch.or(Arch::host()).unwrap().go_name();
         let mut config = json!({
-            "architecture": Arch::host().unwrap().go_name(), "os": "linux",
+            "architecture": arch, "os": "linux",
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         if !self.config.is_null() {
@@ -112,8 +122,17 @@ impl Image {
         });
         let mut entry = put(manifest_type, manifest.to_string().as_bytes());
         entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
-        let index = json!({ "schemaVersion": 2, "manifests": [entry] });
-        fs::write(dir.join("index.json"), index.to_string()).unwrap();
+        entry["platform"] = json!({ "architecture": arch, "os": "linux" });
+        let index = dir.join("index.json");
+        let mut manifests = match fs::read_to_string(&index) {
+            Ok(text) => serde_json::from_str::<Value>(&text).unwrap()["manifests"].take(),
+            Err(_) => json!([]),
+        };
+        let manifests = manifests.as_array_mut().unwrap();
+        manifests.retain(|m| m["platform"]["architecture"] != arch);
+        manifests.push(entry);
+        let text = json!({ "schemaVersion": 2, "manifests": manifests }).to_string();
+        fs::write(index, text).unwrap();
         fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
         format!("oci:{}:latest", dir.display())
     }

@@ -29,7 +29,7 @@ pub use layout::{Image, image_layout, kernel_layout};
 pub use logind::{Bus, Lock, Logind};
 pub use process::{alive, children_of, processes_of, send_signal};
 pub use raw::{Answer, RawClient};
-pub use registry::{Layer, Proxy, Registry, debian_tool};
+pub use registry::{Layer, Proxy, Registry, debian_tool, foreign_debian_tool};
 pub use rustix::process::Signal;
 pub use setup::{Group, SBOX, SLICER, Setup, free_port};
 pub use wait::{soon, wait_until};

@@ -54,13 +54,27 @@ const HTPASSWD: &str = "alex:$2y$05$qOfnxvXup6Q/3Xbxz7bZ0uF6GDuYnGlFpKVEwsC60./I
 /// A program that make has fetched from a Debian package, which is not installed; by its path
 /// there. Else the installed one.
 pub fn debian_tool(path: &str) -> PathBuf {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/debian");
-    let fetched = tools.join(path);
+    let fetched = tools().join("debian").join(path);
     if fetched.exists() {
         fetched
     } else {
         Path::new("/").join(path)
     }
+}
+
+/// A program for guests of another architecture that make has fetched, likewise.
+///
+/// # Panics
+/// When it isn't there.
+pub fn foreign_debian_tool(arch: &str, path: &str) -> PathBuf {
+    let fetched = tools().join(format!("debian-{arch}")).join(path);
+    let name = fetched.display();
+    assert!(fetched.exists(), "no {name}: `make system` fetches it");
+    fetched
+}
+
+fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools")
 }
 
 impl Registry {

@@ -43,6 +43,8 @@ pub struct Setup {
     pub groups: Vec<Group>,
     /// The image's reference; without one, the default image.
     pub image: Option<String>,
+    /// More groups, as they are written, each line with its end and indented by four or six.
+    pub groups_as_text: String,
     /// More lines of each group, each with its line end and indented by six.
     pub group: String,
     /// More lines of `api`, each with its line end and indented by four.
@@ -71,6 +73,7 @@ impl Setup {
         Self {
             groups: groups.into_iter().collect(),
             image: None,
+            groups_as_text: String::new(),
             group: String::new(),
             api: String::new(),
             more: String::new(),
@@ -98,6 +101,7 @@ impl Setup {
                 self.group
             );
         }
+        text.push_str(&self.groups_as_text);
         let image = self.image.as_deref().unwrap_or(image);
         let _ = write!(text, "  image: {image:?}\n{}", self.more);
         let _ = write!(text, "  api:\n    socket: ./slicer.sock\n{}", self.api);

@@ -228,9 +228,8 @@ async fn prepared_vm(client: &Client) -> Result<String> {
         .await
         .context("the guest does not come to rest")??;
     let tool = workspace()?
-        .join("target/agent")
-        .join(concat_triple())
-        .join("agent/slicer-bench-guest");
+        .join("target/guest-programs/slicer-bench-guest")
+        .join(slicer_recipe::Arch::host().to_string());
     let to = CopyIn {
         uid: 0,
         gid: 0,
@@ -303,10 +302,6 @@ async fn sh(client: &Client, vm: &str, script: &str) -> Result<ExecBuffered> {
         ..ExecRequest::default()
     };
     Ok(client.exec_buffered(vm, &request).await?)
-}
-
-fn concat_triple() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
 /// A port that is free now.

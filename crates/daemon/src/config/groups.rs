@@ -1,5 +1,6 @@
 //! Host groups.
 
+use super::arch;
 use super::network::{NetworkConfig, read_network};
 use super::reader::{Field, Table};
 use super::report::{Place, Report};
@@ -9,6 +10,7 @@ use super::unserved;
 use crate::github::check_user;
 use slicer_api::{Forward, ForwardListen};
 use slicer_image::parse_size;
+use slicer_machine::Arch;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,8 @@ pub struct HostGroupConfig {
     pub name: String,
     /// How many VMs the daemon itself keeps. The API may launch more.
     pub count: u32,
+    /// The architecture of its VMs; the host's if there is none.
+    pub arch: Option<Arch>,
     /// CPUs of a VM: the default, and the most one may ask for.
     pub vcpu: u32,
     /// Memory of a VM, bytes: the default, and the most one may ask for.
@@ -188,6 +192,7 @@ fn read_group(
     report: &mut Report,
 ) -> Option<HostGroupConfig> {
     let count = number(table, "count", 0..=MAX_COUNT, 1, report);
+    let arch = arch::read(table, report);
     let vcpu = number(table, "vcpu", 1..=MAX_CPUS, DEFAULT_CPUS, report);
     let ram_bytes = read_ram(table, report);
     let storage_size = read_storage(table, report);
@@ -248,6 +253,7 @@ fn read_group(
     Some(HostGroupConfig {
         name: String::new(),
         count,
+        arch: arch?,
         vcpu: vcpu?,
         ram_bytes: ram_bytes?,
         storage_size: storage_size?,

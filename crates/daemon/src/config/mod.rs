@@ -5,6 +5,7 @@
 //! configuration written for another version still starts.
 
 mod api;
+mod arch;
 mod groups;
 mod network;
 mod reader;

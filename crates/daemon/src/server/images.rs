@@ -53,11 +53,10 @@ fn name(reference: &str) -> Result<String, ApiError> {
 pub(super) async fn pull(State(supervisor): State_, body: Body) -> Result<Response, Failure> {
     let request: PullImage = json(body).await?;
     let name = name(&request.reference)?;
-    let arch = supervisor.images.arch().go_name();
-    let receiver = supervisor.images.pull(&name, request.insecure);
+    let arch = supervisor.images.arch_of(&name);
+    let receiver = supervisor.images.pull(&name, arch, request.insecure);
     let frames = Frames {
         receiver,
-        arch,
         retries: 0,
         first: true,
         ended: false,
@@ -76,7 +75,6 @@ pub(super) async fn pull(State(supervisor): State_, body: Body) -> Result<Respon
 /// What a client is told of a pull. The pull knows of it by its receiver.
 struct Frames {
     receiver: watch::Receiver<PullState>,
-    arch: &'static str,
     /// How many attempts it was told of.
     retries: u64,
     first: bool,
@@ -101,7 +99,7 @@ impl Frames {
         Some(match state.outcome {
             Some(outcome) => {
                 self.ended = true;
-                self.last(outcome)
+                last(outcome)
             }
             None if gone => {
                 self.ended = true;
@@ -117,17 +115,18 @@ impl Frames {
             },
         })
     }
+}
 
-    fn last(&self, outcome: Result<Pulled, Arc<PullError>>) -> PullFrame {
-        match outcome {
-            Ok(pulled) => PullFrame::Done {
-                name: pulled.name,
-                digest: pulled.digest,
-                arch: self.arch.to_owned(),
-                changed: pulled.changed,
-            },
-            Err(e) => error(&refused(e)),
-        }
+/// How a pull ended.
+fn last(outcome: Result<Pulled, Arc<PullError>>) -> PullFrame {
+    match outcome {
+        Ok(pulled) => PullFrame::Done {
+            name: pulled.name,
+            digest: pulled.digest,
+            arch: pulled.arch.to_owned(),
+            changed: pulled.changed,
+        },
+        Err(e) => error(&refused(e)),
     }
 }
 
@@ -180,14 +179,13 @@ async fn import_archive(
         Ok(file) => file,
         Err(e) => return Err((e, body)),
     };
-    let arch = images.arch().go_name();
     let done = spawn_blocking(move || images.import(file.path(), wanted)).await;
     let done = done.unwrap_or(Err(DaemonError::Internal("importing an image")));
     match done {
         Ok(Some(imported)) => Ok(ImportedImage {
             name: imported.name,
             digest: imported.digest,
-            arch: arch.to_owned(),
+            arch: imported.arch.to_owned(),
         }),
         Ok(None) => {
             let text = "the archive doesn't say what its image is called: give it a name";

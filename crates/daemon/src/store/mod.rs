@@ -38,6 +38,8 @@ pub(crate) struct ImageStore {
     insecure: bool,
     /// The groups, and the names in the cache of what each is made of.
     groups: Vec<(String, Vec<String>)>,
+    /// The architectures of these groups' VMs.
+    archs: Vec<Arch>,
     using: Arc<RwLock<()>>,
     /// Goes up when a name leads elsewhere, or nowhere any more.
     changes: AtomicU64,
@@ -75,7 +77,12 @@ impl ImageStore {
         let stopping = CancellationToken::new();
         Ok(Arc::new(Self {
             groups: groups(config, &work),
-            pulls: Pulls::new(dir, arch.go_name(), tasks, stopping.clone()),
+            archs: config
+                .host_groups
+                .iter()
+                .map(|g| g.arch.unwrap_or(arch))
+                .collect(),
+            pulls: Pulls::new(dir, tasks, stopping.clone()),
             bases,
             arch,
             insecure: config.insecure_registry,
@@ -89,8 +96,17 @@ impl ImageStore {
         &self.bases
     }
 
-    pub(crate) fn arch(&self) -> Arch {
-        self.arch
+    /// For which architecture an image is wanted: the one of the groups that are made of it, where
+    /// they have one, or else the host's.
+    pub(crate) fn arch_of(&self, name: &str) -> Arch {
+        let groups = self.groups.iter().zip(&self.archs);
+        let mut archs = groups
+            .filter(|((_, names), _)| names.iter().any(|n| n == name))
+            .map(|(_, arch)| *arch);
+        match archs.next() {
+            Some(first) if archs.all(|arch| arch == first) => first,
+            _ => self.arch,
+        }
     }
 
     fn work(&self) -> &WorkDir {
@@ -128,11 +144,12 @@ impl ImageStore {
         tokio::time::timeout(READERS_TIME, looked).await.ok()
     }
 
-    /// Begins to pull an image, or joins those who wait for it, see [`Pulls::join`]. `insecure` is
+    /// Begins to pull an image for an architecture, or joins those who wait for it, see [`Pulls::join`]. `insecure` is
     /// as the configuration says unless given.
     pub(crate) fn pull(
         self: &Arc<Self>,
         name: &str,
+        arch: Arch,
         insecure: Option<bool>,
     ) -> watch::Receiver<PullState> {
         let store = self.clone();
@@ -143,7 +160,7 @@ impl ImageStore {
             }
         };
         self.pulls
-            .join(name, insecure.unwrap_or(self.insecure), done)
+            .join(name, arch, insecure.unwrap_or(self.insecure), done)
     }
 
     /// Removes what an image left that lost its name, unless somebody may be reading it: then it is
@@ -181,7 +198,7 @@ impl ImageStore {
             },
         };
         let Some(name) = name else { return Ok(None) };
-        let (cache, arch) = (self.cache()?, self.arch.go_name());
+        let (cache, arch) = (self.cache()?, self.arch_of(&name).go_name());
         let before = cache.find(&name, arch)?;
         let before = before.map(|image| image.manifest_digest().to_owned());
         let image = cache.import_as(archive, &name, arch)?;
@@ -195,6 +212,7 @@ impl ImageStore {
         Ok(Some(Pulled {
             name,
             digest,
+            arch,
             changed,
         }))
     }

@@ -2,6 +2,7 @@
 
 use crate::DaemonError;
 use slicer_image::ImageCache;
+use slicer_machine::Arch;
 use slicer_registry::{Progress, PullError, Wanted, Watcher, pull};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use tracing::{info, warn};
 pub(crate) struct Pulled {
     pub(crate) name: String,
     pub(crate) digest: String,
+    /// Go's name of the architecture it is for.
+    pub(crate) arch: &'static str,
     /// Whether the name led elsewhere before, or nowhere.
     pub(crate) changed: bool,
 }
@@ -36,6 +39,7 @@ pub(crate) struct PullState {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     name: String,
+    arch: Arch,
     insecure: bool,
 }
 
@@ -44,7 +48,6 @@ type Running = HashMap<Key, Arc<watch::Sender<PullState>>>;
 /// The pulls into one cache.
 pub(crate) struct Pulls {
     cache: PathBuf,
-    arch: &'static str,
     running: Arc<Mutex<Running>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -70,15 +73,9 @@ fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
 }
 
 impl Pulls {
-    pub(crate) fn new(
-        cache: PathBuf,
-        arch: &'static str,
-        tasks: TaskTracker,
-        stopping: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(cache: PathBuf, tasks: TaskTracker, stopping: CancellationToken) -> Self {
         Self {
             cache,
-            arch,
             running: Arc::default(),
             tasks,
             stopping,
@@ -95,11 +92,13 @@ impl Pulls {
     pub(crate) fn join(
         &self,
         name: &str,
+        arch: Arch,
         insecure: bool,
         done: impl FnOnce(&Pulled) + Send + 'static,
     ) -> watch::Receiver<PullState> {
         let key = Key {
             name: name.to_owned(),
+            arch,
             insecure,
         };
         let mut running = lock(&self.running);
@@ -111,10 +110,10 @@ impl Pulls {
         running.insert(key.clone(), state.clone());
         drop(running);
         let listed = Listed(self.running.clone(), key, state.clone());
-        let (cache, arch, stopping) = (self.cache.clone(), self.arch, self.stopping.clone());
+        let (cache, stopping) = (self.cache.clone(), self.stopping.clone());
         self.tasks.spawn(async move {
             let outcome = tokio::select! {
-                outcome = run(cache, arch, &listed.1, &state) => outcome,
+                outcome = run(cache, &listed.1, &state) => outcome,
                 () = unwanted(&listed, &state) => {
                     info!("pulling {}: called off, nobody waits for it", listed.1.name);
                     return;
@@ -147,11 +146,10 @@ async fn unwanted(listed: &Listed, state: &watch::Sender<PullState>) {
 
 async fn run(
     cache: PathBuf,
-    arch: &'static str,
     key: &Key,
     state: &Arc<watch::Sender<PullState>>,
 ) -> Result<Pulled, PullError> {
-    let name = &key.name;
+    let (name, arch) = (&key.name, key.arch.go_name());
     let looked = name.clone();
     let before = tokio::task::spawn_blocking(move || {
         let cache = ImageCache::open(&cache)?;
@@ -185,6 +183,7 @@ async fn run(
         changed: before.as_ref() != Some(&digest),
         name: name.clone(),
         digest,
+        arch,
     })
 }
 

@@ -35,7 +35,10 @@ async fn a_pull_goes_on_for_as_long_as_somebody_waits() {
 
     // Both have left before it is done.
     let slowly = slow.name("a/big:1");
-    let (first, second) = (store.pull(&slowly, None), store.pull(&slowly, None));
+    let (first, second) = (
+        store.pull(&slowly, arch, None),
+        store.pull(&slowly, arch, None),
+    );
     soon("a part has come", || first.borrow().received > SIZE / 16).await;
     drop(first);
     soon("more has come", || second.borrow().received > SIZE / 8).await;
@@ -47,12 +50,12 @@ async fn a_pull_goes_on_for_as_long_as_somebody_waits() {
     assert_eq!(store.changes(), 0);
 
     // Who comes later goes on, and two share the work.
-    let (mut first, mut second) = (store.pull(&name, None), store.pull(&name, None));
+    let (mut first, mut second) = (store.pull(&name, arch, None), store.pull(&name, arch, None));
     let pulled = outcome(&mut first).await.unwrap();
     assert_eq!(outcome(&mut second).await.unwrap(), pulled);
     assert!(pulled.changed && store.changes() == 1);
     assert!(proxy.carried() < SIZE, "{}", proxy.carried());
-    let again = outcome(&mut store.pull(&name, None)).await.unwrap();
+    let again = outcome(&mut store.pull(&name, arch, None)).await.unwrap();
     assert!(!again.changed && store.changes() == 1);
 
     let refused = store.remove(&name, false).await.unwrap_err();

@@ -25,7 +25,7 @@ pub(super) async fn launch(
 ) -> Result<Launched, DaemonError> {
     let started = Instant::now();
     let shares = shares(shared, image, record)?;
-    let prepared = image.prepare().await?;
+    let prepared = prepare(shared, image, record).await?;
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
     let disk = match record.disk {
@@ -67,6 +67,26 @@ pub(super) async fn launch(
     })
 }
 
+/// What a VM is made of, if the hypervisor can run it.
+pub(super) async fn prepare(
+    shared: &Shared,
+    image: &GroupImage,
+    record: &VmRecord,
+) -> Result<Arc<Prepared>, DaemonError> {
+    let arch = image.arch();
+    if record.arch != arch.go_name() {
+        return Err(DaemonError::OtherArch {
+            vm: record.hostname.clone(),
+            of: record.arch.clone(),
+            group: record.group.clone(),
+            now: arch.go_name(),
+        });
+    }
+    // Before an image is fetched and unpacked for nothing.
+    shared.hypervisor.check_arch(arch)?;
+    image.prepare().await
+}
+
 /// The host folders a VM gets.
 pub(super) fn shares(
     shared: &Shared,
@@ -87,12 +107,12 @@ pub(super) fn spec(
     disk: DiskKind,
 ) -> MachineSpec {
     let name = &record.hostname;
-    let mut cmdline = shared.hypervisor.kernel_args(shared.arch);
+    let mut cmdline = shared.hypervisor.kernel_args(prepared.arch);
     cmdline.push_str(KERNEL_ARGS);
     cmdline.push_str(&fresh(record.fixups.as_deref().unwrap_or_default()));
     MachineSpec {
         name: name.clone(),
-        arch: shared.arch,
+        arch: prepared.arch,
         cpus: record.cpus,
         memory_bytes: record.ram_bytes,
         boot: Boot {

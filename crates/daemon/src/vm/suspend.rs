@@ -1,7 +1,7 @@
 //! A VM whose memory is on disk: how it gets there, and back.
 
 use super::handle::Reply;
-use super::launch::{launch, shares, spec};
+use super::launch::{launch, prepare, shares, spec};
 use super::{DiskGate, Launched, Phase, Progress, Vm};
 use crate::DaemonError;
 use crate::config::NetworkConfig;
@@ -245,7 +245,9 @@ async fn restore(
 ) -> Result<Launched, Failure> {
     let started = Instant::now();
     let name = &record.hostname;
-    let prepared = image.prepare().await.map_err(Failure::Passing)?;
+    let prepared = prepare(shared, image, record)
+        .await
+        .map_err(Failure::Passing)?;
     let Some(disk) = record.disk else {
         return Err(Failure::Worthless("its disk is gone".to_owned()));
     };

@@ -67,8 +67,13 @@ impl Archive {
 
 /// A root whose only program is BusyBox.
 pub(crate) fn busybox() -> Vec<u8> {
+    busybox_of(&debian_tool("bin/busybox"))
+}
+
+/// Likewise, of this program.
+pub(crate) fn busybox_of(program: &Path) -> Vec<u8> {
     let mut root = Archive::new();
-    let program = fs::read(debian_tool("bin/busybox")).unwrap();
+    let program = fs::read(program).unwrap();
     for dir in ["bin", "etc", "root"] {
         root.dir(dir, 0o755);
     }
@@ -77,6 +82,7 @@ pub(crate) fn busybox() -> Vec<u8> {
         "sh", "cat", "echo", "hostname", "id", "ls", "stat", "modprobe", "ps", "sleep", "nslookup",
         "ip", "date", "cut", "grep", "kill", "touch", "wc", "tr", "mount", "env", "true", "mkdir",
         "readlink", "lsmod", "awk", "sync", "fstrim", "dd", "rm", "find", "umount", "test",
+        "uname",
     ] {
         root.entry(
             tar::EntryType::Symlink,
@@ -107,7 +113,7 @@ pub(crate) async fn run(client: &Client, vm: &str, root: bool, script: &str) -> 
     tokio::time::timeout(BOOT, done).await.unwrap().unwrap()
 }
 
-async fn says_as(client: &Client, vm: &str, root: bool, script: &str) -> String {
+pub(crate) async fn says_as(client: &Client, vm: &str, root: bool, script: &str) -> String {
     let done = run(client, vm, root, script).await;
     assert_eq!(done.exit_code, 0, "{script}: {done:?}");
     done.stdout.trim_end().to_owned()
@@ -132,7 +138,7 @@ pub(crate) async fn persistent(client: &Client) -> String {
 }
 
 /// All that a VM can do whatever its image: `user` is its default user.
-async fn does_everything(daemon: &TestDaemon, client: &Client, vm: &str, user: &str) {
+pub(crate) async fn does_everything(daemon: &TestDaemon, client: &Client, vm: &str, user: &str) {
     assert_eq!(root(client, vm, "id -u").await, "0");
     assert_eq!(says_as(client, vm, false, "id -un").await, user);
     assert_eq!(root(client, vm, "cat /proc/sys/kernel/hostname").await, vm);
@@ -282,7 +288,7 @@ pub(crate) async fn kill_worker(client: &Client, vm: &str) {
 }
 
 /// A persistent VM goes down clean when asked, and comes back as it was.
-async fn goes_and_comes_back(daemon: &TestDaemon, client: &Client, vm: &str) {
+pub(crate) async fn goes_and_comes_back(daemon: &TestDaemon, client: &Client, vm: &str) {
     says_as(client, vm, false, "echo precious > ~/kept").await;
     kill_worker(client, vm).await;
     let asked = daemon.cli(&["vm", "shutdown", vm]).await;

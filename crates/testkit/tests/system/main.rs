@@ -5,7 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed helper fails the test")]
 
 mod agent;
+mod arm64;
 mod background;
+mod check;
 mod commits;
 mod contract;
 mod cp;
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         docker::trials(),
         reclaim::trials(),
         tour::trials(&tour),
+        check::trials(),
         contract::trials(),
         exec::trials(&tour),
         background::trials(&tour),
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         commits::trials(),
         firstboot::trials(),
         foreign::trials(),
+        arm64::trials(),
         entrypoint::trials(),
         disks::trials(),
         images::trials(),

@@ -22,6 +22,9 @@ pub(crate) struct Build {
     /// What is in the image
     #[arg(long, value_enum, default_value_t = Recipe::Default)]
     recipe: Recipe,
+    /// Make the kernel alone, which runs none of the guest's programs
+    #[arg(long, conflicts_with = "recipe")]
+    kernel_only: bool,
     /// Directory of the layouts
     #[arg(long, short, value_name = "DIR", default_value = "guest")]
     output: PathBuf,
@@ -51,7 +54,8 @@ impl Build {
     #[cfg(not(target_os = "linux"))]
     #[expect(clippy::unused_async, reason = "as it is on Linux")]
     pub(crate) async fn run(self) -> Result<u8, CliError> {
-        let _ = (self.arch, self.recipe, self.output, self.force, self.json);
+        let _ = (self.arch, self.recipe, self.kernel_only, self.output);
+        let _ = (self.force, self.json);
         Err(CliError::OnlyOnLinux("slicer image build"))
     }
 
@@ -75,9 +79,17 @@ mod linux {
     /// How long an interrupted build may take to clear up.
     const CLEARING_UP: Duration = Duration::from_secs(30);
 
+    /// What was built for an architecture.
+    struct Built {
+        arch: slicer_recipe::Arch,
+        /// Unless it is the kernel alone that was asked for.
+        image: Option<Made>,
+        kernel: Made,
+    }
+
     /// What is there in the end.
     struct Done {
-        built: Vec<(slicer_recipe::Arch, slicer_recipe::Built)>,
+        built: Vec<Built>,
         /// The layout of all architectures, if there are several.
         combined: Option<PathBuf>,
     }
@@ -139,17 +151,28 @@ mod linux {
         };
         let mut built = Vec::new();
         for arch in archs {
-            let layouts = slicer_recipe::build(&Order {
+            let out = order.output.join(arch.to_string());
+            let one = Order {
                 arch,
                 recipe,
-                out: &order.output.join(arch.to_string()),
+                out: &out,
                 force: order.force,
                 say: &output::progress,
                 stop,
-            })?;
-            built.push((arch, layouts));
+            };
+            let (image, kernel) = if order.kernel_only {
+                (None, slicer_recipe::build_kernel(&one)?)
+            } else {
+                let both = slicer_recipe::build(&one)?;
+                (Some(both.image), both.kernel)
+            };
+            built.push(Built {
+                arch,
+                image,
+                kernel,
+            });
         }
-        let images: Vec<_> = built.iter().map(|(_, b)| b.image.clone()).collect();
+        let images: Vec<_> = built.iter().filter_map(|b| b.image.clone()).collect();
         let combined = if images.len() > 1 {
             Some(slicer_recipe::combine(recipe, &images, &order.output)?)
         } else {
@@ -160,12 +183,18 @@ mod linux {
 
     fn text(done: &Done) -> String {
         let line = |what: &str, path: &Path| format!("{what}: oci:{}:latest\n", path.display());
-        let built = done.built.iter().flat_map(|(arch, built)| {
-            [
-                line(&format!("Image for {arch}"), &built.image.path),
-                line(&format!("Kernel for {arch}"), &built.kernel.path),
-            ]
-        });
+        let built = done.built.iter().flat_map(
+            |Built {
+                 arch,
+                 image,
+                 kernel,
+             }| {
+                let image = image.as_ref();
+                let image = image.map(|made| line(&format!("Image for {arch}"), &made.path));
+                let kernel = line(&format!("Kernel for {arch}"), &kernel.path);
+                image.into_iter().chain([kernel])
+            },
+        );
         let combined = done.combined.iter();
         built
             .chain(combined.map(|path| line("Image for all of them", path)))
@@ -179,14 +208,15 @@ mod linux {
                 "built": made.is_new,
             })
         };
-        let built = done.built.iter().map(|(arch, built)| {
+        let built = done.built.iter().map(|built| {
             serde_json::json!({
-                "arch": arch.to_string(),
-                "image": layout(&built.image),
+                "arch": built.arch.to_string(),
+                "image": built.image.as_ref().map(layout),
                 "kernel": layout(&built.kernel),
             })
         });
-        let first = done.built.first().map(|(_, built)| &built.image.path);
+        let first = done.built.first().and_then(|built| built.image.as_ref());
+        let first = first.map(|made| &made.path);
         let image = done.combined.as_ref().or(first);
         serde_json::json!({
             "layouts": built.collect::<Vec<_>>(),

@@ -12,6 +12,10 @@ fn wrong_values_of_a_group_are_named_with_place_found_and_expected() {
             "slicer-mac.yaml:5:13: host_groups[0].vcpu: expected a whole number, found text \"two\"",
         ),
         (
+            "arch: riscv64",
+            "slicer-mac.yaml:5:13: host_groups[0].arch: expected amd64 or arm64, found text \"riscv64\"",
+        ),
+        (
             "vcpu: 0",
             "slicer-mac.yaml:5:13: host_groups[0].vcpu: expected a whole number from 1 to 255, \
              found the number 0",

@@ -54,6 +54,7 @@ fn the_smallest_configuration_gets_the_defaults() {
         config,
         Config {
             host_groups: vec![HostGroupConfig {
+                arch: None,
                 name: "sbox".into(),
                 count: 1,
                 vcpu: 2,

@@ -1,0 +1,29 @@
+//! The architecture of a group's VMs.
+
+use super::reader::Table;
+use super::report::Report;
+use slicer_machine::Arch;
+
+const WORDS: [(&str, Arch); 4] = [
+    ("amd64", Arch::X86_64),
+    ("arm64", Arch::Aarch64),
+    // As the kernel calls them.
+    ("x86_64", Arch::X86_64),
+    ("aarch64", Arch::Aarch64),
+];
+
+/// Reads `arch`; that of the host is meant where there is none.
+pub(super) fn read(table: &mut Table<'_>, report: &mut Report) -> Option<Option<Arch>> {
+    let Some(field) = table.take("arch") else {
+        return Some(None);
+    };
+    let text = field.text(report)?;
+    if text.is_empty() {
+        return Some(None);
+    }
+    let found = WORDS.into_iter().find(|(word, _)| *word == text);
+    if found.is_none() {
+        field.expected(report, "amd64 or arm64");
+    }
+    found.map(|(_, arch)| Some(arch))
+}
