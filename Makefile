@@ -23,6 +23,8 @@ VIRTIOFSD_PACKAGE := $(if $(shell grep -s 'VERSION_CODENAME=bookworm' /etc/os-re
 DEBIAN_PACKAGES = $(QEMU_PACKAGE) $(FOREIGN_QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) qemu-utils nftables iproute2 mmdebstrap uidmap \
 	dbus-daemon e2fsprogs btrfs-progs xfsprogs kmod xz-utils zstd \
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
+# What the test of the menu in the bar needs: a desktop without a screen, with a panel and a terminal.
+DESKTOP_PACKAGES := xvfb xfce4-panel xterm xdotool
 
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
@@ -60,7 +62,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps agents lint mac-link build docker-image unit system ## Everything a change must pass
+test: deps agents lint mac-link build tray docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -70,8 +72,12 @@ deps: ## Install the Debian packages that are missing
 	@if ! command -v dpkg-query >/dev/null; then \
 		echo "This is not Debian or Ubuntu: install the equivalents of $(DEBIAN_PACKAGES)"; exit 0; \
 	fi; \
+	$(call install,$(DEBIAN_PACKAGES))
+
+# Installs those of these Debian packages that are missing.
+define install
 	missing=(); \
-	for p in $(DEBIAN_PACKAGES); do \
+	for p in $(1); do \
 		state=$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null || true); \
 		[ "$$state" = installed ] || missing+=("$$p"); \
 	done; \
@@ -82,6 +88,14 @@ deps: ## Install the Debian packages that are missing
 		$$sudo apt-get update -qq </dev/null; \
 		$$sudo apt-get install -y -qq --no-install-recommends "$${missing[@]}" </dev/null >/dev/null; \
 	fi
+endef
+
+.PHONY: desktop
+desktop: ## Install a desktop without a screen, for the test of the menu in the bar
+	@if ! command -v dpkg-query >/dev/null; then \
+		echo "This is not Debian or Ubuntu: install the equivalents of $(DESKTOP_PACKAGES)"; exit 0; \
+	fi; \
+	$(call install,$(DESKTOP_PACKAGES))
 
 # The daemon carries those that are there, and none is to be older than it.
 AGENTS = $(GUEST_ARCH) $(if $(wildcard target/guest-programs/slicer-agent/$(FOREIGN_ARCH)),$(FOREIGN_ARCH))
@@ -97,6 +111,10 @@ agents: ## Build it for guests of every architecture
 .PHONY: build
 build: agent ## Build slicer and slicer-mac, optimised, into target/release
 	cargo build --locked --release -p slicer-cli -p slicer-daemon
+
+.PHONY: tray
+tray: ## Build slicer-tray, the menu in the bar, optimised, into target/release
+	cargo build --locked --release -p slicer-tray
 
 .PHONY: image
 image: ## Build the default guest image and kernel into target/guest
@@ -137,7 +155,7 @@ lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependen
 
 # What runs on a Mac; the rest is for Linux, hosts or guests.
 MAC_CRATES := api channel cli client daemon fault forward image machine machine-apple network recipe \
-	registry tree
+	registry tray tree
 
 .PHONY: mac-lint
 mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
@@ -145,7 +163,7 @@ mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
 		--all-targets -- -D warnings
 
 # The packages of the programs for Macs.
-MAC_PROGRAMS := cli daemon
+MAC_PROGRAMS := cli daemon tray
 BUILD_FOR_MACS = xtask/mac-cargo build --locked --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
 
 .PHONY: mac-link
@@ -163,7 +181,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: agents build docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node ## Run the tests that boot VMs with the programs users get
+system: agents build tray docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: soak

@@ -47,6 +47,13 @@ impl Client {
         call.limit = SPARSIFY_LIMIT;
         self.fetch(call).await
     }
+
+    /// `POST /disks/{h}/reset`: removes the disk of a VM that is off; its next start makes a fresh
+    /// one.
+    pub async fn reset_disk(&self, hostname: &str) -> Result<(), ClientError> {
+        let path = format!("/disks/{}/reset", segment(hostname));
+        self.call(Call::post(&path)).await.map(drop)
+    }
 }
 
 /// A disk that is on its way.

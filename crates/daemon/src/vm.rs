@@ -6,6 +6,7 @@ mod disk;
 mod export;
 mod handle;
 mod launch;
+mod reset;
 mod stall;
 mod suspend;
 
@@ -315,6 +316,9 @@ impl Vm {
             }
             Command::Export(format, reply) => {
                 let _ = reply.send(self.export(format).await);
+            }
+            Command::ResetDisk(reply) => {
+                let _ = reply.send(self.reset_disk().await);
             }
             Command::Retire { force, reply } => return self.retire(force, reply, tasks).await,
         }

@@ -359,3 +359,41 @@ async fn forks_that_fail_are_removed() {
         .unwrap();
     stop(daemon).await;
 }
+
+#[tokio::test]
+async fn what_is_reset_begins_anew() {
+    let place = Place::new();
+    let daemon = place.start([SLICER, SBOX]).await;
+    let client = place.client();
+    let (vm, commit) = committed(&client).await;
+    let fork = ForkRequest::default();
+    let fork = client.fork(&commit, &fork, ForkWait::Agent, Some(LIMIT));
+    let fork = fork.await.unwrap().hostname;
+    let reset = |vm: &str| format!("/disks/{vm}/reset");
+    // One that runs, one that must differ from its source, one that isn't there.
+    place.refused(Method::POST, &reset(&fork), "", 409).await;
+    off(&client, &fork).await;
+    let why = place.refused(Method::POST, &reset(&fork), "", 409).await;
+    assert!(why.contains("is a fork"), "{why}");
+    place.refused(Method::POST, &reset("sbox-9"), "", 404).await;
+
+    let disk = place.dir.path().join(format!("{vm}.img"));
+    fs::write(&disk, "what somebody did").unwrap();
+    client.reset_disk(&vm).await.unwrap();
+    assert!(!disk.exists());
+    assert_eq!(client.node(&vm).await.unwrap().commit_id, None);
+    // Once more does no harm.
+    client.reset_disk(&vm).await.unwrap();
+    client.relaunch(&vm).await.unwrap();
+    assert_ne!(fs::read(&disk).unwrap(), b"what somebody did");
+
+    // Also of a VM that can't be deleted.
+    wait_until("slicer-1 runs", LIMIT, async || {
+        client.health("slicer-1").await.is_ok()
+    })
+    .await;
+    off(&client, "slicer-1").await;
+    client.reset_disk("slicer-1").await.unwrap();
+    client.relaunch("slicer-1").await.unwrap();
+    stop(daemon).await;
+}

@@ -21,7 +21,7 @@ pub struct GuestLayouts {
 /// [`GUEST_DIR_VARIABLE`] says, or in `guest` beside the running executable, as `slicer install` puts
 /// it there, or near it (in the build tree, or in `../share/slicer`), or in `/usr/share/slicer`.
 pub fn find_guest(arch: &str) -> Result<GuestLayouts, ImageError> {
-    find_here(arch, &["image", "kernel"]).map(GuestLayouts::in_dir)
+    find_here(arch, &["image", "kernel"]).map(|dir| GuestLayouts::in_dir(&dir))
 }
 
 /// Finds the kernel that came with slicer for an architecture, where [`find_guest`] looks. There need
@@ -90,7 +90,7 @@ mod tests {
         variable: Option<&OsStr>,
         exe: Option<&Path>,
     ) -> Result<GuestLayouts, ImageError> {
-        super::find(arch, &["image", "kernel"], variable, exe).map(GuestLayouts::in_dir)
+        super::find(arch, &["image", "kernel"], variable, exe).map(|dir| GuestLayouts::in_dir(&dir))
     }
 
     fn install(dir: &Path) -> GuestLayouts {

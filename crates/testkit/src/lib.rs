@@ -11,6 +11,7 @@
 
 mod cli;
 mod daemon;
+mod desktop;
 mod fake;
 mod layout;
 mod logind;
@@ -24,6 +25,7 @@ mod wait;
 
 pub use cli::{CliOutput, run_command};
 pub use daemon::{Exited, TestDaemon, bin_dir, docker_image, minimal_layout, run_daemon};
+pub use desktop::{Desktop, MenuEntry};
 pub use fake::{FakeGuest, FakeHypervisor};
 pub use layout::{Image, image_layout, kernel_layout};
 pub use logind::{Bus, Lock, Logind};

@@ -1,4 +1,4 @@
-//! Disks: list, export, sparsify.
+//! Disks: list, export, sparsify, reset.
 
 use super::answer::Failure;
 use super::nodes::parameter;
@@ -126,4 +126,12 @@ pub(super) async fn sparsify(
         disk_bytes_before: before,
         hostname,
     }))
+}
+
+pub(super) async fn reset(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+) -> Result<&'static str, Failure> {
+    supervisor.get(&name)?.reset_disk().await?;
+    Ok("disk removed\n")
 }

@@ -67,6 +67,7 @@ impl Server {
             .route("/disks", get(disks::list))
             .route("/disks/{vm}/export", get(disks::export))
             .route("/disks/{vm}/sparsify", post(disks::sparsify))
+            .route("/disks/{vm}/reset", post(disks::reset))
             .route("/vm/commits", get(commits::list))
             .route("/vm/commits/{id}", delete(commits::remove))
             .route("/vm/commits/{id}/fork", post(commits::fork))

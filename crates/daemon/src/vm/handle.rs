@@ -91,6 +91,8 @@ pub(super) enum Command {
         FileFormat,
         oneshot::Sender<Result<(Export, DiskLease), ApiError>>,
     ),
+    /// Remove its disk, which its next start makes anew.
+    ResetDisk(Reply),
     /// The daemon stops: shut down what is kept, delete the rest. `force` switches off at once.
     Retire {
         force: bool,
@@ -190,6 +192,11 @@ impl VmHandle {
     pub(crate) async fn relaunch(&self) -> Result<(), ApiError> {
         self.call(Command::Relaunch).await?;
         self.launched().await
+    }
+
+    /// Answers once the disk of the VM, which must be off, is gone. Its next start makes a fresh one.
+    pub(crate) async fn reset_disk(&self) -> Result<(), ApiError> {
+        self.call(Command::ResetDisk).await
     }
 
     /// Answers once nothing is left of the VM.

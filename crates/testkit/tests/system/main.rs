@@ -39,6 +39,7 @@ mod ssh;
 mod stats;
 mod suspend;
 mod tour;
+mod tray;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         power::trials(),
         shares::trials(),
         suspend::trials(),
+        tray::trials(),
         sleep::trials(),
         faults::trials(),
         network::trials(),

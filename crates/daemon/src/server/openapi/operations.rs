@@ -275,6 +275,15 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        method: HttpMethod::Post,
+        path: "/disks/{vm}/reset",
+        id: "resetDisk",
+        summary: "Remove the disk of a VM that is off: its next start makes a fresh one",
+        answer: Raw(&[TEXT]),
+        errors: &[404, 409, 500],
+        ..OP
+    },
+    Op {
         path: "/vm/commits",
         id: "listCommits",
         summary: "All commits",
