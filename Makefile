@@ -62,7 +62,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps agents lint build tray docker-image unit system ## Everything a change must pass
+test: deps agents lint mac-link build tray docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -132,9 +132,17 @@ minimal-image: ## Build the Debian without an init, for tests, into target/guest
 foreign-kernel: ## Build the kernel of the other architecture, for tests, into target/guest
 	$(XTASK) image --arch $(FOREIGN_ARCH) --kernel
 
+.PHONY: images
+images: image ## Build the default guest images of both architectures into target/guest
+	$(XTASK) image --arch $(FOREIGN_ARCH)
+
 .PHONY: dist
-dist: agents build image ## Make tarballs, their sums and the bundle for slicer install in target/dist
+dist: agents build images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist
+
+.PHONY: quick-dist
+quick-dist: build image mac-link ## The same for tests: Macs' programs not optimised, and no images for them
+	$(XTASK) dist --quick
 
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
@@ -151,8 +159,20 @@ MAC_CRATES := api channel cli client daemon fault forward image machine machine-
 
 .PHONY: mac-lint
 mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
-	xtask/mac-clippy --locked --release --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
+	xtask/mac-clippy --locked --profile link --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
 		--all-targets -- -D warnings
+
+# The packages of the programs for Macs.
+MAC_PROGRAMS := cli daemon tray
+BUILD_FOR_MACS = xtask/mac-cargo build --locked --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
+
+.PHONY: mac-link
+mac-link: agent ## Link the programs for Macs, not optimised, on any host
+	$(BUILD_FOR_MACS) --profile link
+
+.PHONY: mac-programs
+mac-programs: agent ## Build the programs for Macs, optimised, on any host
+	$(BUILD_FOR_MACS) --release
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
@@ -161,7 +181,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: agents build tray docker-image minimal-image foreign-kernel dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
+system: agents build tray docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: soak
