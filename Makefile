@@ -137,11 +137,11 @@ images: image ## Build the default guest images of both architectures into targe
 	$(XTASK) image --arch $(FOREIGN_ARCH)
 
 .PHONY: dist
-dist: agents build images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
+dist: agents build tray images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist
 
 .PHONY: quick-dist
-quick-dist: build image mac-link ## The same for tests: Macs' programs not optimised, and no images for them
+quick-dist: build tray image mac-link ## The same for tests: Macs' programs not optimised, and no images for them
 	$(XTASK) dist --quick
 
 .PHONY: lint
@@ -167,11 +167,11 @@ MAC_PROGRAMS := cli daemon tray
 BUILD_FOR_MACS = xtask/mac-cargo build --locked --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
 
 .PHONY: mac-link
-mac-link: agent ## Link the programs for Macs, not optimised, on any host
+mac-link: agents ## Link the programs for Macs, not optimised, on any host
 	$(BUILD_FOR_MACS) --profile link
 
 .PHONY: mac-programs
-mac-programs: agent ## Build the programs for Macs, optimised, on any host
+mac-programs: agents ## Build the programs for Macs, optimised, on any host
 	$(BUILD_FOR_MACS) --release
 
 .PHONY: unit

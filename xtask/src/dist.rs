@@ -69,6 +69,11 @@ const DAEMON: Program = Program {
     package: "slicer-daemon",
     runs_vms: true,
 };
+const TRAY: Program = Program {
+    name: "slicer-tray",
+    package: "slicer-tray",
+    runs_vms: false,
+};
 /// What runs in guests and is carried by the daemon.
 const AGENT: &str = "slicer-agent";
 
@@ -78,21 +83,21 @@ const PLATFORMS: [Platform; 3] = [
         arch: "amd64",
         triple: "x86_64-unknown-linux-gnu",
         hypervisor: "qemu",
-        programs: &[COMMAND, DAEMON],
+        programs: &[COMMAND, DAEMON, TRAY],
     },
     Platform {
         os: "linux",
         arch: "arm64",
         triple: "aarch64-unknown-linux-gnu",
         hypervisor: "qemu",
-        programs: &[COMMAND, DAEMON],
+        programs: &[COMMAND, DAEMON, TRAY],
     },
     Platform {
         os: "darwin",
         arch: "arm64",
         triple: "aarch64-apple-darwin",
         hypervisor: "apple",
-        programs: &[COMMAND, DAEMON],
+        programs: &[COMMAND, DAEMON, TRAY],
     },
 ];
 

@@ -90,6 +90,7 @@ async fn from_make_dist_to_a_vm() {
     for (file, wanted) in [
         ("slicer", 0o755),
         ("slicer-mac", 0o755),
+        ("slicer-tray", 0o755),
         ("enable-rosetta.sh", 0o755),
         ("slicer-mac.yaml", 0o644),
     ] {
@@ -150,7 +151,11 @@ async fn a_mac_gets_its_own() {
     };
     let blob = |name: &str| LayoutDir::new(&layout).blob(file(name).blob()).unwrap();
     let entitled = b"<key>com.apple.security.virtualization</key>";
-    for (name, wanted) in [("slicer", false), ("slicer-mac", true)] {
+    for (name, wanted) in [
+        ("slicer", false),
+        ("slicer-mac", true),
+        ("slicer-tray", false),
+    ] {
         let program = fs::read(blob(name)).unwrap();
         // A Mach-O of 64 bits for ARM64.
         assert_eq!(program[..8], *b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "{name}");
