@@ -104,9 +104,10 @@ async fn put(
         ));
         return Ok(());
     }
+    let own = before.pid.and_then(|pid| i32::try_from(pid).ok());
     if service == Service::Daemon
         && let Some(holder) = workdir::holder(dir)
-        && !(before.running && before.pid == holder.pid.and_then(|pid| u32::try_from(pid).ok()))
+        && (own.is_none() || own != holder.pid)
     {
         return Err(ServiceError::Busy {
             dir: dir.to_owned(),
