@@ -101,7 +101,7 @@ impl Supervisor {
         let all = fork_tags(&commit.source.tags, request);
         tags::check(&all)?;
         let group_size = (group.config.vcpu, group.config.ram_bytes);
-        self.admit(group, None, &all, |hostname, ip| {
+        self.admit(group, None, None, &all, |hostname, ip| {
             let mut record = child(&commit, request).map_err(|e| e.to_api())?;
             // The group may have become smaller.
             record.cpus = record.cpus.min(group_size.0);

@@ -17,6 +17,15 @@ pub(crate) struct HostStats {
     pub(crate) open_connections: Option<u64>,
 }
 
+/// Whether, with so many bytes less, less than one part in `reserve` of the host's memory would be
+/// left. Where that isn't known, it isn't.
+pub(crate) fn is_short_by(bytes: u64, reserve: u64) -> bool {
+    let Some((total, available)) = memory() else {
+        return false;
+    };
+    available.saturating_sub(bytes) < total / reserve
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use super::HostStats;
@@ -25,6 +34,12 @@ mod linux {
 
     /// Names the network card whose bytes count as egress.
     const EGRESS_VARIABLE: &str = "SLICER_EGRESS_ADAPTER";
+
+    /// The host's memory, and what of it programs could still get, bytes.
+    pub(crate) fn memory() -> Option<(u64, u64)> {
+        let memory = Meminfo::current().ok()?;
+        Some((memory.mem_total, memory.mem_available?))
+    }
 
     /// Reads all figures from `/proc`.
     pub(crate) fn read() -> HostStats {
@@ -70,7 +85,12 @@ mod linux {
 }
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::read;
+pub(crate) use linux::{memory, read};
+
+#[cfg(not(target_os = "linux"))]
+fn memory() -> Option<(u64, u64)> {
+    None
+}
 
 /// Nothing is read on other platforms yet, so their metrics leave the figures out.
 #[cfg(not(target_os = "linux"))]

@@ -21,6 +21,7 @@ mod host;
 mod images;
 mod metrics;
 mod network;
+mod pool;
 pub mod power;
 mod record;
 mod saved;

@@ -1,6 +1,7 @@
 //! What `GET /metrics` shows, in Prometheus' text form.
 
 use crate::host::HostStats;
+use crate::pool::Held;
 use prometheus_client::encoding::text::{encode, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -62,6 +63,8 @@ pub(crate) struct Metrics {
     launches: Family<LaunchLabels, Counter>,
     running: Family<RunningLabels, Gauge>,
     gpus: Family<GroupLabels, Gauge>,
+    spares: Family<GroupLabels, Gauge>,
+    spare_memory: Family<GroupLabels, Gauge>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RequestLabels, Histogram>,
 }
@@ -72,6 +75,8 @@ impl Default for Metrics {
         let launches = Family::<LaunchLabels, Counter>::default();
         let running = Family::<RunningLabels, Gauge>::default();
         let gpus = Family::<GroupLabels, Gauge>::default();
+        let spares = Family::<GroupLabels, Gauge>::default();
+        let spare_memory = Family::<GroupLabels, Gauge>::default();
         let requests = Family::<RequestLabels, Counter>::default();
         let durations = Family::<RequestLabels, Histogram>::new_with_constructor(|| {
             Histogram::new([
@@ -85,6 +90,16 @@ impl Default for Metrics {
         );
         registry.register("slicer_vm_running", "VMs by state", running.clone());
         registry.register("slicer_vm_gpu_count", "GPUs of all VMs", gpus.clone());
+        registry.register(
+            "slicer_warm_pool_vms",
+            "VMs booted ahead that a launch can take",
+            spares.clone(),
+        );
+        registry.register(
+            "slicer_warm_pool_memory_bytes",
+            "Host memory they take",
+            spare_memory.clone(),
+        );
         registry.register("slicer_api_requests", "Requests answered", requests.clone());
         registry.register(
             "slicer_api_request_duration_seconds",
@@ -96,6 +111,8 @@ impl Default for Metrics {
             launches,
             running,
             gpus,
+            spares,
+            spare_memory,
             requests,
             durations,
         }
@@ -126,6 +143,21 @@ impl Metrics {
         self.durations
             .get_or_create(&labels)
             .observe(took.as_secs_f64());
+    }
+
+    /// Takes note of what the pools of spare VMs hold.
+    pub(crate) fn pooled<'h>(&self, pools: impl Iterator<Item = (&'h str, Held)>) {
+        for (host_group, held) in pools {
+            let labels = GroupLabels {
+                host_group: host_group.to_owned(),
+            };
+            let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            let vms = u64::try_from(held.vms).unwrap_or(u64::MAX);
+            self.spares.get_or_create(&labels).set(gauge(vms));
+            self.spare_memory
+                .get_or_create(&labels)
+                .set(gauge(held.memory));
+        }
     }
 
     /// The text, with the host groups and VMs there are, and what the host uses now.

@@ -9,11 +9,13 @@ use crate::github::Github;
 use crate::images::GroupImage;
 use crate::metrics::Metrics;
 use crate::network::{self, Networking, check_override};
+use crate::pool::{Held, Pool};
 use crate::record::VmRecord;
 use crate::saved::{self, Saved};
 use crate::secrets::Secrets;
 use crate::store::ImageStore;
 use crate::tags;
+use crate::vm::spare::{self, Spare};
 use crate::vm::{self, Phase, Start, VmHandle, remove_files};
 use crate::workdir::WorkDir;
 use slicer_api::{ApiError, CreateNode, HostGroup, TagsChange};
@@ -21,7 +23,7 @@ use slicer_machine::{Arch, Hypervisor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) commits: Commits,
     pub(crate) networking: Networking,
     vms: Mutex<BTreeMap<String, VmHandle>>,
+    /// Addresses of spare VMs. Taken only while `vms` is held.
+    spare_addresses: Mutex<BTreeSet<Ipv4Addr>>,
     /// Told when a VM comes, goes, or does something else.
     pub(crate) phases: watch::Sender<()>,
     /// Told when the host woke up: guests' clocks are behind.
@@ -64,6 +68,28 @@ impl Shared {
         user.map(|h| h.record.hostname.clone())
     }
 
+    fn spare_addresses(&self) -> MutexGuard<'_, BTreeSet<Ipv4Addr>> {
+        self.spare_addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An address for a spare VM of this group, if there is one.
+    fn spare_address(&self, group: &HostGroupConfig) -> Option<Ipv4Addr> {
+        let vms = self.vms();
+        let mut spares = self.spare_addresses();
+        let free =
+            |ip: &Ipv4Addr| !spares.contains(ip) && !vms.values().any(|h| h.record.ip == *ip);
+        let ip = group.network.pool().find(free)?;
+        spares.insert(ip);
+        Some(ip)
+    }
+
+    /// Frees the address of a spare VM.
+    pub(crate) fn release_address(&self, ip: Ipv4Addr) {
+        self.spare_addresses().remove(&ip);
+    }
+
     /// Frees the name of a VM that is gone.
     pub(crate) fn forget(&self, name: &str) {
         self.vms().remove(name);
@@ -74,6 +100,7 @@ impl Shared {
 pub(crate) struct Group {
     pub(crate) config: HostGroupConfig,
     image: Arc<GroupImage>,
+    pool: OnceLock<Pool>,
 }
 
 impl Group {
@@ -126,6 +153,7 @@ impl Supervisor {
                     group.arch.unwrap_or(arch),
                     config.kernel_image.clone(),
                 )),
+                pool: OnceLock::new(),
             })
             .collect();
         let networking = Networking::open(&work, tasks.clone()).await?;
@@ -137,6 +165,7 @@ impl Supervisor {
             commits,
             networking,
             vms: Mutex::default(),
+            spare_addresses: Mutex::default(),
             phases: watch::channel(()).0,
             wakes: watch::channel(()).0,
         });
@@ -154,6 +183,12 @@ impl Supervisor {
         this.recover().await?;
         this.start_configured()?;
         for group in &this.groups {
+            let (shared, config) = (this.shared.clone(), group.config.clone());
+            let address = move || shared.spare_address(&config);
+            if let Some((pool, keeper)) = Pool::new(&this.shared, &group.image, Box::new(address)) {
+                let _ = group.pool.set(pool);
+                this.tasks.spawn(keeper);
+            }
             // So that the first launch need not wait for it; a launch that comes earlier does.
             let (image, name) = (group.image.clone(), group.config.name.clone());
             let runs = this.shared.hypervisor.check_arch(image.arch());
@@ -174,6 +209,10 @@ impl Supervisor {
     /// is suspended there is nothing that ran: it is listed, ephemeral or not.
     async fn recover(&self) -> Result<(), DaemonError> {
         let work = &self.shared.work;
+        for name in spare::left(work)? {
+            self.shared.hypervisor.reap(&work.run(&name)).await?;
+            remove_files(work, &name)?;
+        }
         let records = VmRecord::load_all(work)?;
         let mut ips: BTreeSet<Ipv4Addr> = records.iter().map(|r| r.ip).collect();
         for mut record in records {
@@ -416,13 +455,36 @@ impl Supervisor {
             })?),
         };
         let arch = group.arch();
-        self.admit(group, wanted, &request.tags, |name, ip| {
+        let record = |name, ip| {
             let record = VmRecord::new(&group.config, name, ip, arch, request);
-            let mut record = record.map_err(|e| e.to_api())?;
+            record.map_err(|e| e.to_api())
+        };
+        let spare = match (wanted, &group.pool.get()) {
+            (None, Some(pool)) => {
+                let asked = record(String::new(), Ipv4Addr::UNSPECIFIED)?;
+                Self::spare(group, pool, &asked).await
+            }
+            _ => None,
+        };
+        self.admit(group, wanted, spare, &request.tags, |name, ip| {
+            let mut record = record(name, ip)?;
             record.imported_keys = imported;
             Ok(record)
         })
         .await
+    }
+
+    /// A spare VM for one of this record, if there is one that is of the group's image of now.
+    async fn spare(group: &Group, pool: &Pool, record: &VmRecord) -> Option<Spare> {
+        let prepared = group.image.prepare().await.ok()?;
+        pool.take(record, &prepared.image_digest).await
+    }
+
+    /// What the pools of spare VMs hold, by group.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = (&str, Held)> {
+        self.groups
+            .iter()
+            .filter_map(|g| Some((g.config.name.as_str(), g.pool.get()?.held())))
     }
 
     /// Gives a new VM of a group its name and address, with which `make` makes its record: that is
@@ -431,6 +493,7 @@ impl Supervisor {
         &self,
         group: &Group,
         wanted: Option<Ipv4Addr>,
+        mut spare: Option<Spare>,
         tags: &[String],
         make: impl FnOnce(String, Ipv4Addr) -> Result<VmRecord, ApiError>,
     ) -> Result<VmHandle, ApiError> {
@@ -442,20 +505,29 @@ impl Supervisor {
         };
         // Name and address are taken in memory first, under the lock; nobody else can get them
         // while the record is made durable, and the launch begins only after that.
-        let (record, handle, actor) = {
+        let admitted = (|| {
             let mut vms = self.shared.vms();
             if self.stopping.load(Ordering::Relaxed) {
                 return Err(ApiError::unavailable("the daemon is stopping"));
             }
-            let ip = Self::free_address(&group.config, wanted, |ip| {
-                vms.values().any(|h| h.record.ip == ip)
-            })?;
+            let ip = match &spare {
+                Some(spare) => spare.record.ip,
+                None => {
+                    let spares = self.shared.spare_addresses();
+                    Self::free_address(&group.config, wanted, |ip| {
+                        spares.contains(&ip) || vms.values().any(|h| h.record.ip == ip)
+                    })?
+                }
+            };
             check_name(&vms, tags)?;
             let name = (1..=u32::MAX)
                 .map(|n| format!("{}-{n}", group.config.name))
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
-            let record = make(name.clone(), ip)?;
+            let mut record = make(name.clone(), ip)?;
+            if let Some(spare) = &spare {
+                record.mac = spare.record.mac;
+            }
             let network = Arc::new(group.config.network.clone());
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
@@ -464,11 +536,26 @@ impl Supervisor {
                 group.config.dns_servers.clone(),
                 network,
                 self.forwards(group),
-                Start::Launch,
+                match spare.take() {
+                    Some(spare) => Start::Wake(Box::new(spare)),
+                    None => Start::Launch,
+                },
             );
             vms.insert(name, handle.clone());
+            // It is the VM's now, if it was a spare's.
+            self.shared.release_address(ip);
             self.shared.phases.send_replace(());
-            (record, handle, actor)
+            Ok((record, handle, actor))
+        })();
+        let (record, handle, actor) = match admitted {
+            Ok(admitted) => admitted,
+            Err(e) => {
+                if let Some(spare) = spare {
+                    self.shared.release_address(spare.record.ip);
+                    spare.discard(&self.shared.work).await;
+                }
+                return Err(e);
+            }
         };
         // In a task of its own: a client that leaves now must not leave half a VM.
         let (tx, rx) = oneshot::channel();
@@ -532,6 +619,11 @@ impl Supervisor {
             self.stopping.store(true, Ordering::Relaxed);
         }
         self.images.stop();
+        for group in &self.groups {
+            if let Some(pool) = group.pool.get() {
+                pool.end().await;
+            }
+        }
         let mut stopping = tokio::task::JoinSet::new();
         for vm in self.list() {
             stopping.spawn(async move {

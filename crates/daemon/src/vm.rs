@@ -7,6 +7,7 @@ mod export;
 mod handle;
 mod launch;
 mod reset;
+pub(crate) mod spare;
 mod stall;
 mod suspend;
 
@@ -30,6 +31,7 @@ use launch::{import_keys, launch};
 use slicer_api::{ApiError, Entrypoint, Identity, NetworkIdentity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
 use slicer_network::NetworkError;
+use spare::Spare;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -43,10 +45,11 @@ pub(crate) const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 
 /// What a VM's actor begins with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     /// It boots.
     Launch,
+    /// It takes over what was booted ahead.
+    Wake(Box<Spare>),
     /// It is off until it is relaunched.
     Stopped,
     /// It is suspended until it is restored.
@@ -67,8 +70,12 @@ pub(crate) fn actor(
     start: Start,
 ) -> (VmHandle, impl Future<Output = ()>) {
     let (mailbox, commands) = mpsc::channel(16);
+    let (start, spare) = match start {
+        Start::Wake(spare) => (Start::Launch, Some(*spare)),
+        start => (start, None),
+    };
     let phase = match start {
-        Start::Launch | Start::Restore => Phase::Launching,
+        Start::Launch | Start::Wake(_) | Start::Restore => Phase::Launching,
         Start::Stopped => Phase::Stopped(None),
         Start::Suspended => Phase::Suspended(None),
     };
@@ -100,6 +107,7 @@ pub(crate) fn actor(
         relaunching: Vec::new(),
         gate: DiskGate::default(),
         lease: Weak::new(),
+        spare,
     };
     (handle, vm.run(start, commands))
 }
@@ -122,6 +130,8 @@ struct Vm {
     gate: DiskGate,
     /// Who reads its disk while it is off or paused.
     lease: Weak<()>,
+    /// What its first launch takes over.
+    spare: Option<Spare>,
 }
 
 /// What a VM's own tasks tell it.
@@ -156,7 +166,7 @@ impl Vm {
         // Aborted when the actor ends: no task of a VM outlives it.
         let mut tasks: JoinSet<Progress> = JoinSet::new();
         match start {
-            Start::Launch => self.launch(&mut tasks),
+            Start::Launch | Start::Wake(_) => self.launch(&mut tasks),
             Start::Restore => self.take_up(&mut tasks),
             Start::Stopped | Start::Suspended => {}
         }
@@ -682,8 +692,20 @@ impl Vm {
         let network = self.network.clone();
         self.was_ready = false;
         self.unready = None;
+        let spare = self.spare.take();
         tasks.spawn(async move {
-            let launch = launch(&shared, &image, &record, &network, gate);
+            let launch = async {
+                if let Some(spare) = spare {
+                    match spare.give(&shared, &record.hostname, gate.clone()).await {
+                        Ok(launched) => return Ok(launched),
+                        Err(e) => warn!(
+                            "{}: it boots, for its spare can't be had: {e}",
+                            record.hostname
+                        ),
+                    }
+                }
+                launch(&shared, &image, &record, &network, gate).await
+            };
             let (launched, imported_keys) = tokio::join!(launch, import_keys(&shared, &record));
             Progress::Launched(launched.map(|launched| Launched {
                 imported_keys,

@@ -89,11 +89,16 @@ pub struct HostGroupConfig {
     pub github_user: String,
     /// What of the host the VMs see.
     pub shares: Vec<ShareConfig>,
+    /// How many VMs are kept booted ahead, for launches to take.
+    pub warm_pool: u32,
     /// Whether its VMs run programs for x86-64 by Rosetta, on Macs.
     pub rosetta: bool,
     /// What becomes of its VMs when the host goes to sleep.
     pub sleep_action: SleepAction,
 }
+
+/// More spare VMs than this serve nobody.
+const MAX_WARM_POOL: u64 = 64;
 
 /// What the whole configuration gives to every group.
 pub(super) struct Shared<'c> {
@@ -204,6 +209,7 @@ fn read_group(
         Some(field) => field.truth(report),
         None => Some(false),
     };
+    let warm_pool = number(table, "warm_pool", 0..=MAX_WARM_POOL, 0, report);
     let rosetta = match table.take("rosetta") {
         Some(field) => field.truth(report),
         None => Some(false),
@@ -267,6 +273,7 @@ fn read_group(
         ssh_keys: ssh_keys?,
         github_user: github_user?,
         shares: shares?,
+        warm_pool: warm_pool?,
         rosetta: rosetta?,
         sleep_action: sleep_action?,
     })

@@ -50,6 +50,7 @@ pub(super) async fn metrics(State(supervisor): State<Arc<Supervisor>>) -> Respon
     let host = tokio::task::spawn_blocking(host::read).await;
     let groups = supervisor.host_groups().into_iter().map(|g| g.name);
     let host = host.unwrap_or_default();
+    supervisor.metrics.pooled(supervisor.pools());
     let text = supervisor.metrics.text(groups, vms, &host);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], text).into_response()

@@ -30,6 +30,7 @@ mod listen;
 mod many;
 mod memory;
 mod network;
+mod pool;
 mod power;
 mod reclaim;
 mod service;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         images::trials(),
         install::trials(),
         listen::trials(),
+        pool::trials(),
         power::trials(),
         service::trials(),
         shares::trials(),
