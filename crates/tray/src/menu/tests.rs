@@ -184,7 +184,7 @@ fn one_thing_at_a_time_is_done_to_a_vm() {
         "Shut Down VM",
         "Reset VM Disk…",
     ] {
-        assert!(text.contains(&format!("> ({item})\n")), "{text}");
+        assert!(text.contains(&format!("\n> ({item})\n")), "{text}");
     }
     // Others are not touched.
     assert!(text.contains("\n    > Launch shell\n"), "{text}");
