@@ -149,7 +149,7 @@ impl DaemonError {
     pub(crate) fn to_api(&self) -> ApiError {
         if self.is_disk_full() {
             ApiError::insufficient_storage(format!("{self}: {FREE_SPACE}"))
-        } else if matches!(self, Self::TooDeep { .. } | Self::OtherArch { .. }) {
+        } else if matches!(self, Self::TooDeep { .. }) {
             ApiError::conflict(self.to_string())
         } else if matches!(self, Self::Stopping) {
             ApiError::unavailable(self.to_string())

@@ -1,6 +1,8 @@
 //! `slicer-mac`: the daemon's command line.
 #![forbid(unsafe_code)]
 
+mod services;
+
 use clap::{Parser, Subcommand};
 use slicer_daemon::config::{self, Config, Host};
 use slicer_daemon::{Daemon, DaemonError, check, power};
@@ -58,6 +60,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have this user's daemon started at every login, and now; the menu-bar app as well.
+    ///
+    /// By launchd on macOS, by systemd on Linux, without sudo. Run it again after an update, or in
+    /// another directory, to bring the services up to date.
+    Install(services::Install),
+    /// Stop both services and remove them; the VMs and the configuration stay.
+    Uninstall,
+    /// Manage what was installed.
+    #[command(subcommand)]
+    Service(services::Manage),
     /// Print the version.
     Version,
 }
@@ -71,6 +83,9 @@ fn main() -> ExitCode {
             suspend_on_shutdown,
         } => up(&file, suspend_on_shutdown),
         Command::Check { json } => check(json),
+        Command::Install(args) => services::install(&args),
+        Command::Uninstall => services::uninstall(),
+        Command::Service(command) => services::manage(&command),
         Command::Version => print(&format!(
             "{} ({})\n",
             env!("CARGO_PKG_VERSION"),
@@ -78,7 +93,7 @@ fn main() -> ExitCode {
         )),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             let mut text = format!("Error: {e}");
             let mut source = std::error::Error::source(&*e);
@@ -95,11 +110,11 @@ fn main() -> ExitCode {
     }
 }
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 
 fn print(text: &str) -> Outcome {
     std::io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn new(image: Option<String>, hypervisor: Option<&str>) -> Outcome {
@@ -173,7 +188,7 @@ fn check(json: bool) -> Outcome {
     if !well {
         return Err(format!("step {steps} failed").into());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn as_line(step: &check::Step) -> String {
@@ -219,7 +234,7 @@ async fn run(config: &Config, suspend: bool) -> Outcome {
     }
     info!("stopping; once more to switch everything off");
     daemon.stop(suspend, asked()).await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(target_os = "linux")]

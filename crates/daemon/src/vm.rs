@@ -38,7 +38,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 /// How long a guest may take to power off when asked.
-const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
+pub(crate) const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 

@@ -48,6 +48,32 @@ fn acquire(lock: &File) -> bool {
     true
 }
 
+/// A daemon that works in a directory.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// Its process, if it says so.
+    pub(crate) pid: Option<i32>,
+}
+
+/// Who works in this directory, if somebody does.
+pub(crate) fn holder(root: &Path) -> Option<Holder> {
+    let lock = File::open(root.join(".slicer/lock")).ok()?;
+    // Shared, so that two who only look don't see each other.
+    if flock(&lock, FlockOperation::NonBlockingLockShared).is_ok() {
+        return None;
+    }
+    Some(Holder {
+        pid: noted_pid(&lock),
+    })
+}
+
+/// The pid in a lock that is held. It is a courtesy; the lock is what counts.
+fn noted_pid(lock: &File) -> Option<i32> {
+    let mut text = String::new();
+    let _ = lock.take(32).read_to_string(&mut text);
+    text.trim().parse().ok()
+}
+
 impl WorkDir {
     /// Locks the directory and makes what lies in it.
     ///
@@ -81,12 +107,9 @@ impl WorkDir {
             .open(&path);
         let mut lock = opened.map_err(DaemonError::io("open", &path))?;
         if !acquire(&lock) {
-            let mut text = String::new();
-            // The pid is a courtesy; the lock is what counts.
-            let _ = (&lock).take(32).read_to_string(&mut text);
             return Err(DaemonError::Locked {
                 dir: root,
-                pid: text.trim().parse().ok(),
+                pid: noted_pid(&lock),
             });
         }
         let noted = lock
@@ -219,7 +242,10 @@ mod tests {
     #[test]
     fn one_daemon_a_directory() {
         let dir = tempfile::tempdir().unwrap();
+        assert_eq!(holder(dir.path()), None);
         let first = WorkDir::open(dir.path()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(holder(dir.path()), Some(Holder { pid: Some(pid) }));
         let e = WorkDir::open(dir.path()).unwrap_err();
         assert!(
             e.to_string()
@@ -227,6 +253,7 @@ mod tests {
             "{e}"
         );
         drop(first);
+        assert_eq!(holder(dir.path()), None);
         WorkDir::open(dir.path()).unwrap();
     }
 

@@ -13,6 +13,10 @@ const WORDS: [(&str, Arch); 4] = [
 ];
 
 /// Reads `arch`; that of the host is meant where there is none.
+#[expect(
+    clippy::option_option,
+    reason = "the outer is whether it is valid, as for every key"
+)]
 pub(super) fn read(table: &mut Table<'_>, report: &mut Report) -> Option<Option<Arch>> {
     let Some(field) = table.take("arch") else {
         return Some(None);

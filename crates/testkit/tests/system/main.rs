@@ -32,6 +32,7 @@ mod memory;
 mod network;
 mod power;
 mod reclaim;
+mod service;
 mod shares;
 mod shell;
 mod sleep;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         install::trials(),
         listen::trials(),
         power::trials(),
+        service::trials(),
         shares::trials(),
         suspend::trials(),
         tray::trials(),
