@@ -136,9 +136,11 @@ foreign-kernel: ## Build the kernel of the other architecture, for tests, into t
 images: image ## Build the default guest images of both architectures into target/guest
 	$(XTASK) image --arch $(FOREIGN_ARCH)
 
+DIST := target/dist
 .PHONY: dist
-dist: agents build tray images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
-	$(XTASK) dist
+# A Mac builds its own programs, and is given what runs in guests.
+dist: $(if $(filter Darwin,$(shell uname -s)),mac-programs,agents build tray images mac-programs) ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
+	$(XTASK) dist --out $(DIST)
 
 .PHONY: quick-dist
 quick-dist: build tray image mac-link ## The same for tests: Macs' programs not optimised, and no images for them

@@ -26,7 +26,8 @@ pub(crate) struct From {
 impl From {
     pub(crate) fn origin(&self) -> Result<Origin, CliError> {
         let named = self.image.as_deref().filter(|name| !name.is_empty());
-        let name = named.or(BUNDLE).ok_or_else(|| {
+        let built_in = BUNDLE.filter(|name| !name.is_empty());
+        let name = named.or(built_in).ok_or_else(|| {
             let why =
                 "this build knows no registry to fetch from: name the bundle with --image REF";
             CliError::Usage(why.to_owned())
