@@ -134,6 +134,8 @@ async fn refusals(guest: &Guest) {
         said.contains("the daemon does not start: qemu-system-") && said.contains("install QEMU"),
         "{said}"
     );
+    // systemd tries it again and again, until it is told not to.
+    guest.says("./slicer-mac service stop daemon").await;
     assert_eq!(guest.status().await.0, 3);
 }
 
@@ -158,9 +160,6 @@ async fn installing(guest: &Guest) -> u64 {
         .await;
     let already = format!("daemon: installed already, running (pid {pid})");
     assert!(said.starts_with(&already), "{said}");
-    let verify = "XDG_RUNTIME_DIR=/run/user/1000 systemd-analyze --user verify \
-                  ~/.config/systemd/user/slicer-daemon.service 2>&1";
-    assert_eq!(guest.says(verify).await, "");
     pid
 }
 
@@ -188,7 +187,7 @@ async fn managing(guest: &Guest, pid: u64) -> u64 {
     assert!(log.contains("serving the API"), "{log}");
     assert!(log.contains("code=killed, status=9/KILL"), "{log}");
     // It goes on, until somebody has seen enough.
-    let follow = "./slicer-mac service logs daemon -n 1 -f | head -n 1";
+    let follow = "timeout 60 ./slicer-mac service logs daemon -n 1 -f | head -n 1";
     assert_eq!(guest.says(follow).await.lines().count(), 1);
 
     // Who asks it to end by the API means it.
