@@ -62,7 +62,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
-test: deps agents lint build tray docker-image unit system ## Everything a change must pass
+test: deps agents lint mac-lint mac-link build tray docker-image unit system ## Everything a change must pass
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing
@@ -132,9 +132,17 @@ minimal-image: ## Build the Debian without an init, for tests, into target/guest
 foreign-kernel: ## Build the kernel of the other architecture, for tests, into target/guest
 	$(XTASK) image --arch $(FOREIGN_ARCH) --kernel
 
+.PHONY: images
+images: image ## Build the default guest images of both architectures into target/guest
+	$(XTASK) image --arch $(FOREIGN_ARCH)
+
 .PHONY: dist
-dist: agents build image ## Make tarballs, their sums and the bundle for slicer install in target/dist
+dist: agents build tray images mac-programs ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist
+
+.PHONY: quick-dist
+quick-dist: build tray image mac-link ## The same for tests: Macs' programs not optimised, and no images for them
+	$(XTASK) dist --quick
 
 .PHONY: lint
 lint: agent $(DENY) ## Check formatting, lints, licences and sources of dependencies
@@ -151,8 +159,39 @@ MAC_CRATES := api channel cli client daemon fault forward image machine machine-
 
 .PHONY: mac-lint
 mac-lint: agent ## Check what runs on a Mac for Apple silicon, on any host
-	xtask/mac-clippy --locked --release --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
+	xtask/mac-clippy --locked --profile link --target-dir target/mac $(addprefix -p slicer-,$(MAC_CRATES)) \
 		--all-targets -- -D warnings
+
+# The packages of the programs for Macs.
+MAC_PROGRAMS := cli daemon tray
+BUILD_FOR_MACS = xtask/mac-cargo build --locked --target-dir target/mac $(addprefix -p slicer-,$(MAC_PROGRAMS))
+
+.PHONY: mac-link
+mac-link: agents ## Link the programs for Macs, not optimised, on any host
+	$(BUILD_FOR_MACS) --profile link
+
+.PHONY: mac-programs
+mac-programs: agents ## Build the programs for Macs, optimised, on any host
+	$(BUILD_FOR_MACS) --release
+
+# No guest image is built on a Mac: it takes that of the bundle `make dist` makes elsewhere.
+MAC_BUNDLE := $(firstword $(wildcard target/dist/slicer-*-darwin-arm64.tar.gz))
+MAC_TESTED := api channel client daemon fault forward image machine machine-apple registry tray tree
+
+.PHONY: test-mac
+test-mac: ## On a Mac: run the tests, and prove the backend on real VMs
+	@[ "$$(uname -s)" = Darwin ] || { echo "test-mac is for Macs: see docs/testing-on-a-mac.md" >&2; exit 1; }
+	@[ -n "$(MAC_BUNDLE)" ] || { \
+		echo "target/dist has no slicer-…-darwin-arm64.tar.gz: copy it there, see docs/testing-on-a-mac.md" >&2; \
+		exit 1; \
+	}
+	mkdir -p target/mac-bundle
+	tar -xzf $(MAC_BUNDLE) -C target/mac-bundle --strip-components 1
+	xtask/guest-program slicer-agent arm64
+	cargo test --locked --release $(addprefix -p slicer-,$(MAC_TESTED))
+	cargo build --locked --release -p slicer-cli -p slicer-daemon -p slicer-tray
+	codesign --force --sign - --entitlements xtask/mac/entitlements.plist target/release/slicer-mac
+	SLICER_GUEST_DIR=target/mac-bundle/guest/arm64 target/release/slicer-mac check
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
@@ -161,7 +200,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
-system: agents build tray docker-image minimal-image foreign-kernel dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
+system: agents build tray docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
 	cargo test --locked --release -p slicer-testkit
 
 .PHONY: soak

@@ -1,9 +1,12 @@
-//! `cargo xtask dist`: what is published. For each platform whose programs have been built, a tarball;
-//! their sums; and one OCI layout with the bundle that `slicer install` and `slicer update` take.
+//! `cargo xtask dist`: what is published. For each platform whose programs have been built, a tarball
+//! and what its programs are made of; their sums; and one OCI layout with the bundle that
+//! `slicer install` and `slicer update` take. Programs for Macs are signed.
 //!
 //! The same inputs give the same bytes: names are sorted, times are `SOURCE_DATE_EPOCH` or that of
 //! the last commit, owners are root. `slicer-registry` says what a bundle is.
 
+use crate::mac::{self, Entitlements};
+use crate::sbom;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
@@ -31,6 +34,10 @@ pub(crate) struct Args {
     /// Directory of the results
     #[arg(long, default_value = "target/dist")]
     out: PathBuf,
+    /// For tests: the programs for Macs as `make mac-link` leaves them, and other architectures'
+    /// bundles without the guest image, where it wasn't built
+    #[arg(long)]
+    quick: bool,
 }
 
 /// A platform that there may be programs for.
@@ -41,7 +48,34 @@ struct Platform {
     /// Where cargo puts what is built for it on another one.
     triple: &'static str,
     hypervisor: &'static str,
+    programs: &'static [Program],
 }
+
+/// A program, and the package that it is built of.
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    /// Whether it runs VMs, for which a Mac wants it to be entitled.
+    runs_vms: bool,
+}
+
+const COMMAND: Program = Program {
+    name: "slicer",
+    package: "slicer-cli",
+    runs_vms: false,
+};
+const DAEMON: Program = Program {
+    name: "slicer-mac",
+    package: "slicer-daemon",
+    runs_vms: true,
+};
+const TRAY: Program = Program {
+    name: "slicer-tray",
+    package: "slicer-tray",
+    runs_vms: false,
+};
+/// What runs in guests and is carried by the daemon.
+const AGENT: &str = "slicer-agent";
 
 const PLATFORMS: [Platform; 3] = [
     Platform {
@@ -49,47 +83,54 @@ const PLATFORMS: [Platform; 3] = [
         arch: "amd64",
         triple: "x86_64-unknown-linux-gnu",
         hypervisor: "qemu",
+        programs: &[COMMAND, DAEMON, TRAY],
     },
     Platform {
         os: "linux",
         arch: "arm64",
         triple: "aarch64-unknown-linux-gnu",
         hypervisor: "qemu",
+        programs: &[COMMAND, DAEMON, TRAY],
     },
     Platform {
         os: "darwin",
         arch: "arm64",
         triple: "aarch64-apple-darwin",
         hypervisor: "apple",
+        programs: &[COMMAND, DAEMON, TRAY],
     },
 ];
+
+/// The oldest macOS that programs run on; `mac/setup.sh` has it, too.
+const OLDEST_MACOS: (u32, u32) = (13, 0);
 
 impl Platform {
     /// Whether it is this one.
     fn native(&self) -> bool {
-        cfg!(target_os = "linux") && self.os == "linux" && self.arch == host_arch()
+        self.os == slicer_api::go_os(std::env::consts::OS) && self.arch == host_arch()
+    }
+
+    fn mac(&self) -> bool {
+        self.os == "darwin"
     }
 
     /// Where its programs are, if they have been built.
-    fn programs(&self, target: &Path) -> Option<PathBuf> {
+    fn programs(&self, target: &Path, quick: bool) -> Option<PathBuf> {
         let dir = if self.native() {
             target.join("release")
+        } else if self.mac() {
+            let profile = if quick { "link" } else { "release" };
+            target.join("mac").join(self.triple).join(profile)
         } else {
             target.join(self.triple).join("release")
         };
-        let there = PROGRAMS.iter().all(|p| dir.join(p).is_file());
-        there.then_some(dir)
+        let there = |program: &Program| dir.join(program.name).is_file();
+        self.programs.iter().all(there).then_some(dir)
     }
 }
 
-const PROGRAMS: [&str; 2] = ["slicer", "slicer-mac"];
-
 fn host_arch() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "arm64"
-    } else {
-        "amd64"
-    }
+    slicer_api::go_arch(std::env::consts::ARCH)
 }
 
 /// Where a file's content is.
@@ -122,15 +163,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut sums = String::new();
     let mut manifests = Vec::new();
     for platform in &PLATFORMS {
-        let Some(programs) = platform.programs(&target) else {
+        let Some(programs) = platform.programs(&target, args.quick) else {
             continue;
         };
-        let files = files(platform, &programs, workspace)?;
+        let files = files(platform, &programs, workspace, args.quick)?;
         let name = format!("slicer-{version}-{}-{}", platform.os, platform.arch);
         let archive = format!("{name}.tar.gz");
         tarball(&scratch.path().join(&archive), &name, &files, epoch)?;
         let (digest, size) = sum(&scratch.path().join(&archive))?;
         sums.extend([&digest, "  ", &archive, "\n"]);
+        let parts = format!("{name}.cdx.json");
+        fs::write(
+            scratch.path().join(&parts),
+            bill(platform, workspace, epoch)?,
+        )?;
+        let (parts_digest, _) = sum(&scratch.path().join(&parts))?;
+        sums.extend([&parts_digest, "  ", &parts, "\n"]);
         manifests.push(layout.bundle(platform, &files, version)?);
         crate::text::say(&format!(
             "{archive}: {} files, {:.0} MB",
@@ -171,7 +219,7 @@ fn epoch(workspace: &Path) -> Result<u64> {
 }
 
 /// What is in a platform's bundle.
-fn files(platform: &Platform, programs: &Path, workspace: &Path) -> Result<Files> {
+fn files(platform: &Platform, programs: &Path, workspace: &Path, quick: bool) -> Result<Files> {
     let mut files = Files::new();
     let mut add = |path: &str, content, executable| {
         let entry = Entry {
@@ -180,8 +228,25 @@ fn files(platform: &Platform, programs: &Path, workspace: &Path) -> Result<Files
         };
         files.insert(path.to_owned(), entry);
     };
-    for program in PROGRAMS {
-        add(program, Content::At(programs.join(program)), true);
+    for program in platform.programs {
+        let file = programs.join(program.name);
+        let content = if platform.mac() {
+            Content::Bytes(for_macs(program, &file, workspace)?)
+        } else {
+            Content::At(file)
+        };
+        add(program.name, content, true);
+    }
+    check_agent(platform, &programs.join(DAEMON.name), workspace, quick)?;
+    for (shell, file) in [
+        ("bash", "slicer.bash"),
+        ("zsh", "_slicer"),
+        ("fish", "slicer.fish"),
+    ] {
+        let mut completion = Command::new(crate::programs()?.join(COMMAND.name));
+        completion.args(["completion", shell]);
+        let text = output(&mut completion)?;
+        add(&format!("completions/{file}"), Content::Bytes(text), false);
     }
     let rosetta = workspace.join("dist/enable-rosetta.sh");
     add("enable-rosetta.sh", Content::At(rosetta), true);
@@ -196,8 +261,11 @@ fn files(platform: &Platform, programs: &Path, workspace: &Path) -> Result<Files
     for name in ["image", "kernel"] {
         let layout = workspace.join("target").join(&guest).join(name);
         if !layout.join("index.json").is_file() {
+            if quick && platform.arch != host_arch() {
+                continue;
+            }
             bail!(
-                "no guest {name} for {} in {}: run `make image`",
+                "no guest {name} for {} in {}: run `make images`",
                 platform.arch,
                 layout.display()
             );
@@ -212,6 +280,61 @@ fn files(platform: &Platform, programs: &Path, workspace: &Path) -> Result<Files
         }
     }
     Ok(files)
+}
+
+/// A program for Macs, signed, and checked to be one that a Mac takes.
+fn for_macs(program: &Program, file: &Path, workspace: &Path) -> Result<Vec<u8>> {
+    let entitlements = if program.runs_vms {
+        Entitlements::from_plist(&fs::read(workspace.join("xtask/mac/entitlements.plist"))?)?
+    } else {
+        Entitlements::default()
+    };
+    let sign = || {
+        let signed = mac::sign(fs::read(file)?, program.name, &entitlements)?;
+        mac::check(&signed, program.name, &entitlements, OLDEST_MACOS)?;
+        Ok(signed)
+    };
+    let signed: Result<Vec<u8>> = sign();
+    signed.with_context(|| format!("cannot sign {}", file.display()))
+}
+
+/// Whether the daemon carries the agent for guests of its own architecture.
+fn check_agent(platform: &Platform, daemon: &Path, workspace: &Path, quick: bool) -> Result<()> {
+    let agents = workspace.join("target/guest-programs").join(AGENT);
+    let agent = agents.join(platform.arch);
+    if quick && !agent.exists() {
+        return Ok(());
+    }
+    let wanted = fs::read(&agent)
+        .with_context(|| format!("no agent {}: run `make agents`", agent.display()))?;
+    ensure!(
+        contains(&fs::read(daemon)?, &wanted),
+        "{} doesn't carry {}",
+        daemon.display(),
+        agent.display()
+    );
+    Ok(())
+}
+
+/// Whether some bytes are among others.
+fn contains(all: &[u8], wanted: &[u8]) -> bool {
+    // Agents begin alike only in their first bytes, so that few places are looked at further.
+    all.windows(wanted.len()).any(|window| window == wanted)
+}
+
+/// What a platform's programs are made of, and the agent that they carry.
+fn bill(platform: &Platform, workspace: &Path, epoch: u64) -> Result<String> {
+    let mut roots: Vec<_> = platform
+        .programs
+        .iter()
+        .map(|program| (program.package, platform.triple))
+        .collect();
+    let guest = match platform.arch {
+        "arm64" => "aarch64-unknown-linux-gnu",
+        _ => "x86_64-unknown-linux-gnu",
+    };
+    roots.push((AGENT, guest));
+    sbom::of(workspace, &roots, epoch)
 }
 
 impl Entry {

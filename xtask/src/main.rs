@@ -6,6 +6,8 @@ mod daemon;
 mod demo;
 mod dist;
 mod image;
+mod mac;
+mod sbom;
 mod text;
 
 use anyhow::{Context, Result};

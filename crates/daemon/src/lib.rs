@@ -32,6 +32,7 @@ mod store;
 mod supervisor;
 mod tags;
 mod vm;
+mod vmnet;
 mod workdir;
 
 pub use error::DaemonError;
@@ -77,6 +78,10 @@ impl Daemon {
             DaemonError::Unsupported(format!("no guests run on {} hosts", std::env::consts::ARCH))
         })?;
         let hypervisor = hypervisor(&work.state())?;
+        #[cfg(target_os = "macos")]
+        for complaint in vmnet::complaints(&config.host_groups) {
+            tracing::warn!("{complaint}");
+        }
         // Before the listeners: who has seen one of them may read the token's file.
         let token = if config.api.listeners.iter().any(|l| l.auth) {
             Some(token(config, &work)?)

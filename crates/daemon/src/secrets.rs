@@ -90,7 +90,7 @@ impl Secrets {
             let Ok(name) = entry.map_err(failed)?.file_name().into_string() else {
                 continue;
             };
-            if let Some(secret) = self.find(&name)? {
+            if let Some(secret) = self.inspect(&name)? {
                 all.push(secret);
             }
         }
@@ -99,6 +99,15 @@ impl Secrets {
     }
 
     fn find(&self, name: &str) -> Result<Option<Secret>, DaemonError> {
+        match self.inspect(name)? {
+            // Found by another name it would be listed and granted by its own.
+            Some(secret) if self.has_name(name)? => Ok(Some(secret)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The secret that a name leads to.
+    fn inspect(&self, name: &str) -> Result<Option<Secret>, DaemonError> {
         if !is_secret_name(name) {
             return Ok(None);
         }
@@ -128,6 +137,18 @@ impl Secrets {
             modified_at: modified,
             mod_time: modified,
         }))
+    }
+
+    /// Whether a file has this very name: not every file system tells upper case from lower.
+    fn has_name(&self, name: &str) -> Result<bool, DaemonError> {
+        let entries = fs::read_dir(&self.dir).map_err(DaemonError::io("list", &self.dir))?;
+        for entry in entries {
+            let entry = entry.map_err(DaemonError::io("list", &self.dir))?;
+            if entry.file_name() == name {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn kept_owner(&self, name: &str) -> Result<Owner, DaemonError> {

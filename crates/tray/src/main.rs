@@ -50,9 +50,9 @@ struct Args {
     url: Option<String>,
 }
 
-const AFTER_HELP: &str = "On Linux it needs a desktop that shows StatusNotifierItems, as KDE, Xfce, \
-LXQt, MATE and sway's bars do, and GNOME with the extension AppIndicator. There, the right button \
-opens the menu, and the left one a shell.";
+const AFTER_HELP: &str = "On Linux it needs a desktop that shows StatusNotifierItems, as Xfce and KDE \
+do, and GNOME with the extension AppIndicator. There, the right button opens the menu, and the left \
+one a shell.";
 
 fn main() -> ExitCode {
     match start(&Args::parse()) {

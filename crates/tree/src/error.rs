@@ -26,6 +26,15 @@ pub enum TreeError {
         /// Where, from the tree's root.
         path: String,
     },
+    /// Two names of the tree are one where it is extracted.
+    #[error(
+        "{path} is the same name as another one of the tree, on this file system: they differ by case, \
+         or by how a letter is spelt"
+    )]
+    SameName {
+        /// The second one, from the tree's root.
+        path: String,
+    },
     /// A file that changed while it was read.
     #[error("{path} became shorter while it was read")]
     Shrank {

@@ -6,6 +6,7 @@ use crate::error::{TreeError, failed, text};
 use crate::file::NewFile;
 use crate::file_mode;
 use crate::header::{Entry, Kind};
+use crate::names::Names;
 use rustix::fs::Timespec;
 use slicer_api::Excludes;
 use std::collections::HashMap;
@@ -51,6 +52,7 @@ struct Made {
 #[derive(Debug)]
 struct Open {
     file: NewFile<Arc<Dir>>,
+    dir: Arc<Dir>,
     path: Vec<u8>,
     mode: u32,
     mtime: Option<Timespec>,
@@ -70,6 +72,7 @@ pub struct Extractor {
     last: Option<(Vec<u8>, Arc<Dir>)>,
     made: HashMap<Vec<u8>, Made>,
     remembered: usize,
+    names: Names,
     done: Extracted,
 }
 
@@ -85,6 +88,7 @@ impl Extractor {
             last: None,
             made: HashMap::new(),
             remembered: 0,
+            names: Names::default(),
             done: Extracted::default(),
         }
     }
@@ -106,6 +110,9 @@ impl Extractor {
                 }
                 Event::FileEnd => {
                     if let Some(open) = self.open.take() {
+                        let dir = open.dir;
+                        let name = name_of(&open.path);
+                        self.names.before_file(&dir, name, &open.path)?;
                         open.file
                             .place(self.options.owner, open.mode, open.mtime)
                             .map_err(|e| match e {
@@ -117,6 +124,7 @@ impl Extractor {
                                 },
                                 e => e,
                             })?;
+                        self.names.after_file(&dir, name, &open.path)?;
                         self.done.files += 1;
                     }
                 }
@@ -168,12 +176,10 @@ impl Extractor {
             }
             return Ok(());
         }
-        let (parent, name) = match entry.name.iter().rposition(|b| *b == b'/') {
-            Some(at) => (&entry.name[..at], &entry.name[at + 1..]),
-            None => (&b""[..], &*entry.name),
-        };
-        let dir = self.directory(parent)?;
-        let file = NewFile::create(dir, name).map_err(|e| match e {
+        let name = name_of(&entry.name);
+        let parent = &entry.name[..entry.name.len() - name.len()];
+        let dir = self.directory(parent.strip_suffix(b"/").unwrap_or(parent))?;
+        let file = NewFile::create(Arc::clone(&dir), name).map_err(|e| match e {
             TreeError::Io { action, source, .. } => TreeError::Io {
                 action,
                 path: text(&entry.name),
@@ -183,6 +189,7 @@ impl Extractor {
         })?;
         self.open = Some(Open {
             file,
+            dir,
             mode: self.options.mode.unwrap_or_else(|| file_mode(entry.mode)),
             mtime: entry.mtime,
             path: entry.name,
@@ -209,7 +216,10 @@ impl Extractor {
             .chain([path.len()]);
         let mut from = 0;
         for end in ends {
-            at = Arc::new(self.step(&at, &path[from..end], &path[..end])?);
+            let (name, here) = (&path[from..end], &path[..end]);
+            let dir = self.step(&at, name, here)?;
+            self.names.directory(&at, name, here, &dir)?;
+            at = Arc::new(dir);
             from = end + 1;
         }
         self.last = Some((path.to_vec(), Arc::clone(&at)));
@@ -242,6 +252,11 @@ impl Extractor {
             None => at.child_raw(name).map_err(not_directory("open", path)),
         }
     }
+}
+
+/// The last part of a clean path.
+fn name_of(path: &[u8]) -> &[u8] {
+    path.rsplit(|b| *b == b'/').next().unwrap_or(path)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod extract;
 mod file;
 mod header;
 mod intake;
+mod names;
 mod pack;
 mod walk;
 mod worker;

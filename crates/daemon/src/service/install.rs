@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a service may take to be there.
-const START_TIME: Duration = Duration::from_secs(20);
+const START_TIME: Duration = Duration::from_mins(1);
 /// How often it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long one look may take.
@@ -104,9 +104,10 @@ async fn put(
         ));
         return Ok(());
     }
+    let own = before.pid.and_then(|pid| i32::try_from(pid).ok());
     if service == Service::Daemon
         && let Some(holder) = workdir::holder(dir)
-        && !(before.running && before.pid == holder.pid.and_then(|pid| u32::try_from(pid).ok()))
+        && (own.is_none() || own != holder.pid)
     {
         return Err(ServiceError::Busy {
             dir: dir.to_owned(),
@@ -134,10 +135,9 @@ async fn put(
         return Ok(());
     }
     manager.start(service).await?;
-    let now = started(manager, service, dir, Some(config)).await?;
-    let pid = pid(&now);
+    let running = started(manager, service, dir, Some(config)).await?;
     say(&format!(
-        "{service}: {done}, running{pid} in {}",
+        "{service}: {done}, {running} in {}",
         job.directory
     ));
     Ok(())
@@ -218,8 +218,8 @@ pub async fn start(
         .ok()
         .map(|(config, _)| config);
     manager.start(service).await?;
-    let now = started(manager, service, &dir, config.as_ref()).await?;
-    say(&format!("{service}: started, running{}", pid(&now)));
+    let running = started(manager, service, &dir, config.as_ref()).await?;
+    say(&format!("{service}: started, {running}"));
     Ok(())
 }
 
@@ -249,13 +249,14 @@ async fn installed(manager: &dyn Manager, service: Service) -> Result<Status, Se
     Ok(status)
 }
 
-/// Waits until a service that was started is there: its process, and the daemon's API.
+/// Waits until a service that was started is there: its process, and the daemon's API. Says how it is
+/// then.
 async fn started(
     manager: &dyn Manager,
     service: Service,
     dir: &Path,
     config: Option<&Config>,
-) -> Result<Status, ServiceError> {
+) -> Result<String, ServiceError> {
     let until = Instant::now() + START_TIME;
     loop {
         let status = manager.status(service).await?;
@@ -268,9 +269,12 @@ async fn started(
                 Some(config) => answers(dir, config).await,
                 None => true,
             };
+        if there {
+            return Ok(format!("running{}", pid(&status)));
+        }
         // A daemon that has much to take up goes on with it.
-        if there || Instant::now() >= until {
-            return Ok(status);
+        if Instant::now() >= until {
+            return Ok(format!("starting{}", pid(&status)));
         }
         sleep(LOOK).await;
     }

@@ -4,14 +4,18 @@ use crate::tests;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use slicer_image::LayoutDir;
+use slicer_registry::{Bundle, Origin};
 use slicer_testkit::{CliOutput, Registry, TestDaemon, bin_dir, run_command};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokio::process::Command;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("install": from_make_dist_to_a_vm, bad_bundles_are_refused, the_command_updates_itself)
+    tests!("install": from_make_dist_to_a_vm, a_mac_gets_its_own, bad_bundles_are_refused,
+        the_command_updates_itself)
 }
 
 const BUNDLE: &str = "application/vnd.slicer.bundle.v1";
@@ -86,6 +90,7 @@ async fn from_make_dist_to_a_vm() {
     for (file, wanted) in [
         ("slicer", 0o755),
         ("slicer-mac", 0o755),
+        ("slicer-tray", 0o755),
         ("enable-rosetta.sh", 0o755),
         ("slicer-mac.yaml", 0o644),
     ] {
@@ -124,6 +129,48 @@ async fn from_make_dist_to_a_vm() {
     let said = cli(&["--url", url, "vm", "exec", &vm, "--", "hostname"]).await;
     assert_eq!(said.text().trim(), vm);
     daemon.stop();
+}
+
+async fn a_mac_gets_its_own() {
+    let layout = bin_dir().join("../dist/oci").canonicalize();
+    let layout = layout.unwrap_or_else(|e| panic!("{e}: run `make dist`"));
+    let origin = Origin::Layout {
+        dir: LayoutDir::new(&layout),
+        tag: None,
+    };
+    let find = |os, arch| Bundle::find(&origin, os, arch, Arc::new(|_| ()));
+    let bundle = find("darwin", "arm64").await.unwrap();
+    let here = find("linux", arch()).await.unwrap();
+    assert_eq!(bundle.version(), here.version());
+    assert_ne!(bundle.digest(), here.digest());
+
+    let file = |name: &str| {
+        let mut all = bundle.files().iter();
+        let file = all.find(|file| file.path() == Path::new(name));
+        file.unwrap_or_else(|| panic!("no {name}"))
+    };
+    let blob = |name: &str| LayoutDir::new(&layout).blob(file(name).blob()).unwrap();
+    let entitled = b"<key>com.apple.security.virtualization</key>";
+    for (name, wanted) in [
+        ("slicer", false),
+        ("slicer-mac", true),
+        ("slicer-tray", false),
+    ] {
+        let program = fs::read(blob(name)).unwrap();
+        // A Mach-O of 64 bits for ARM64.
+        assert_eq!(program[..8], *b"\xcf\xfa\xed\xfe\x0c\x00\x00\x01", "{name}");
+        // The signature is last; its entitlements are text.
+        let end = &program[program.len().saturating_sub(4096)..];
+        let found = end.windows(entitled.len()).any(|part| part == entitled);
+        assert_eq!(found, wanted, "{name}");
+        assert!(file(name).executable(), "{name}");
+    }
+    let config = fs::read_to_string(blob("slicer-mac.yaml")).unwrap();
+    assert!(config.contains("hypervisor: apple"), "{config}");
+    for name in ["slicer.bash", "_slicer", "slicer.fish"] {
+        let text = fs::read_to_string(blob(&format!("completions/{name}"))).unwrap();
+        assert!(text.contains("relaunch"), "{name}");
+    }
 }
 
 /// Writes a bundle of these files.

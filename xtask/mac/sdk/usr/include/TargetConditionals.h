@@ -1,0 +1,1 @@
+/* What C asks of it, clang defines by itself. */
