@@ -443,10 +443,24 @@ pub(crate) mod tests {
         layer: &[u8],
         with_layer: bool,
     ) -> Descriptor {
+        add_for(cache, name, &Arch::Amd64, layer, with_layer)
+    }
+
+    fn add_for(
+        cache: &ImageCache,
+        name: &str,
+        arch: &Arch,
+        layer: &[u8],
+        with_layer: bool,
+    ) -> Descriptor {
         let adding = cache.add().unwrap();
-        let config =
-            br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
-        let config_blob = descriptor(config, MediaType::ImageConfig);
+        let config = serde_json::json!({
+            "architecture": arch.to_string(),
+            "os": "linux",
+            "rootfs": { "type": "layers", "diff_ids": [] },
+        });
+        let config = serde_json::to_vec(&config).unwrap();
+        let config_blob = descriptor(&config, MediaType::ImageConfig);
         let layer_blob = descriptor(layer, MediaType::ImageLayer);
         let manifest = serde_json::json!({
             "schemaVersion": 2,
@@ -457,12 +471,12 @@ pub(crate) mod tests {
         let manifest = serde_json::to_vec(&manifest).unwrap();
         let mut manifest_blob = descriptor(&manifest, MediaType::ImageManifest);
         let platform = PlatformBuilder::default()
-            .architecture(Arch::Amd64)
+            .architecture(arch.clone())
             .os(Os::Linux)
             .build()
             .unwrap();
         manifest_blob.set_platform(Some(platform));
-        adding.put(&config_blob, config).unwrap();
+        adding.put(&config_blob, &config).unwrap();
         adding.put(&manifest_blob, &manifest).unwrap();
         if with_layer && let Some(mut partial) = adding.begin(&layer_blob).unwrap() {
             partial.write(layer).unwrap();
@@ -493,6 +507,28 @@ pub(crate) mod tests {
         cache.forget(&digest).unwrap();
         cache.forget("sha256:../../../etc/passwd").unwrap();
         assert!(cache.find("a:1", "amd64").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_image_of_one_architecture_says_nothing_of_anothers_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = ImageCache::open(dir.path()).unwrap();
+        let amd64 = add(&cache, "a:1", b"one", true);
+        let arm64 = add_for(&cache, "a:1", &Arch::ARM64, b"one", true);
+        assert_eq!(cache.index().unwrap().manifests().len(), 2);
+        let adding = cache.add().unwrap();
+        for image in [&amd64, &arm64] {
+            adding.name_made_of("a:1", image, Some("first")).unwrap();
+        }
+        adding.name_made_of("a:1", &amd64, Some("second")).unwrap();
+        let made = |arch, source| {
+            let found = cache.find_made_of("a:1", arch, Some(source)).unwrap();
+            found.map(|image| image.manifest_digest().to_owned())
+        };
+        assert_eq!(made("amd64", "second"), Some(amd64.digest().to_string()));
+        assert_eq!(made("arm64", "first"), Some(arm64.digest().to_string()));
+        assert_eq!(made("arm64", "second"), None);
+        assert_eq!(made("amd64", "first"), None);
     }
 
     #[test]
