@@ -183,6 +183,7 @@ async fn names_nobody_has_and_a_running_vm() {
         "DELETE /images",
         "POST /images/import",
         "GET /disks/{vm}/export",
+        "POST /disks/{vm}/reset",
         "GET /vm/{vm}/shell",
         "GET /vm/{vm}/forward",
         "POST /hostgroup/{group}/nodes",
@@ -236,7 +237,7 @@ async fn vms_that_come_and_go() {
     let daemon = daemon.await.unwrap();
     let client = Client::new(Endpoint::Unix(dir.path().join("slicer.sock")), None, "test");
     let client = client.unwrap();
-    for _ in 0..5 {
+    for _ in 0..6 {
         let request = CreateNode {
             persistent: true,
             ..CreateNode::default()
@@ -244,8 +245,8 @@ async fn vms_that_come_and_go() {
         let made = client.create_node("sbox", &request, Some(Wait::Agent), Some(LIMIT));
         made.await.unwrap();
     }
-    // Something to launch again, to commit, and commits to fork and to remove.
-    for vm in ["sbox-3", "sbox-4", "sbox-5"] {
+    // Something to launch again, to commit, to reset, and commits to fork and to remove.
+    for vm in ["sbox-3", "sbox-4", "sbox-5", "sbox-6"] {
         let asked = client.shutdown(vm, ShutdownAction::Shutdown).await;
         asked.unwrap();
         wait_until(&format!("{vm} is off"), LIMIT, async || {
@@ -273,6 +274,7 @@ async fn vms_that_come_and_go() {
             "POST /vm/sbox-1/shutdown",
             "POST /vm/sbox-3/relaunch",
             "POST /vm/sbox-4/commit",
+            "POST /disks/sbox-6/reset",
             "GET /vm/commits",
             &format!("POST /vm/commits/{kept}/fork"),
             &format!("DELETE /vm/commits/{removed}"),
