@@ -107,7 +107,11 @@ pub fn unit(job: &Job) -> String {
     let program = job.service.program();
     let stop = STOP_TIME.as_secs();
     // The daemon itself ends its VMs' processes, and one that the kernel kills for its memory must not
-    // take the others along.
+    // take the others along. The terminals that the tray has opened are their user's.
+    let kill = match job.service {
+        Service::Daemon => "mixed",
+        Service::Tray => "process",
+    };
     format!(
         "# Written by `slicer-mac install`, which overwrites it. What you change belongs into a drop-in:\n\
          # systemctl --user edit {name}\n\
@@ -122,7 +126,7 @@ pub fn unit(job: &Job) -> String {
          Restart=on-failure\n\
          RestartSec=5\n\
          TimeoutStopSec={stop}\n\
-         KillMode=mixed\n\
+         KillMode={kill}\n\
          OOMPolicy=continue\n\
          \n\
          [Install]\n\

@@ -115,6 +115,12 @@ async fn refusals(guest: &Guest) {
         "{said}"
     );
 
+    // What asks logind needs the bus, which comes after users are let in.
+    wait_until("the guest has booted", BOOT, async || {
+        let state = guest.sh("systemctl is-system-running").await.stdout;
+        ["running", "degraded"].contains(&state.trim())
+    })
+    .await;
     guest.says("sudo loginctl enable-linger ubuntu").await;
     let manager = "XDG_RUNTIME_DIR=/run/user/1000 systemctl --user is-system-running";
     wait_until("the user's systemd runs", BOOT, async || {
