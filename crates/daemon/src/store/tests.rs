@@ -74,3 +74,53 @@ async fn a_pull_goes_on_for_as_long_as_somebody_waits() {
     assert!(store.list().unwrap().images.is_empty());
     assert_eq!(store.changes(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_group_gets_the_image_of_its_architecture() {
+    let registry = Registry::start(None).await;
+    let layers = [Layer::of(1 << 10, 1)];
+    let both = ["amd64", "arm64"];
+    registry.push("a/both:1", &both, &layers).await;
+    registry.push("a/arm:1", &["arm64"], &layers).await;
+    let dir = tempfile::tempdir().unwrap();
+    let work = Arc::new(WorkDir::open(dir.path()).unwrap());
+    let name = |name: &str| format!("127.0.0.1:{}/{name}", registry.port());
+    let (both, arm) = (name("a/both:1"), name("a/arm:1"));
+    let text = format!(
+        "config:\n  insecure_registry: true\n  host_groups:\n\
+         \x20   - {{name: a, arch: amd64, image: '{both}'}}\n\
+         \x20   - {{name: b, arch: arm64, image: '{both}'}}\n\
+         \x20   - {{name: c, arch: arm64, image: '{arm}'}}\n"
+    );
+    let host = crate::config::Host::current();
+    let (config, _) = Config::parse(&text, "test", &host).unwrap();
+    let bases = Arc::new(Bases::new(work));
+    let store = ImageStore::open(&config, bases, Arch::X86_64, TaskTracker::new()).unwrap();
+
+    // What one asks for who doesn't say for which.
+    assert_eq!(store.arch_of(&both), Arch::X86_64);
+    assert_eq!(store.arch_of(&arm), Arch::Aarch64);
+    assert_eq!(store.arch_of("example.com/other:1"), Arch::X86_64);
+    // Pulled at once, neither takes the other's place.
+    let (mut amd64, mut arm64) = (
+        store.pull(&both, Arch::X86_64, None),
+        store.pull(&both, Arch::Aarch64, None),
+    );
+    let amd64 = outcome(&mut amd64).await.unwrap();
+    let arm64 = outcome(&mut arm64).await.unwrap();
+    assert_eq!((amd64.arch, arm64.arch), ("amd64", "arm64"));
+    assert_ne!(amd64.digest, arm64.digest);
+    let listed = store.list().unwrap().images;
+    let listed: Vec<_> = listed.iter().map(|i| (&*i.arch, &*i.digest)).collect();
+    assert_eq!(
+        listed,
+        [("amd64", &*amd64.digest), ("arm64", &*arm64.digest)]
+    );
+    // Where there is none, that is said.
+    let none = outcome(&mut store.pull(&arm, Arch::X86_64, None)).await;
+    let text = none.unwrap_err().to_string();
+    assert!(
+        text.contains("linux/amd64") && text.contains("linux/arm64"),
+        "{text}"
+    );
+}
