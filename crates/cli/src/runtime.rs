@@ -1,7 +1,11 @@
 //! Runs a command's future to its end, or to the user's interrupt.
 
-use crate::error::{CliError, INTERRUPTED};
+use crate::error::{CliError, INTERRUPTED, TERMINATED};
 use std::future::Future;
+use std::time::Duration;
+
+/// How long a step on a file that has begun may take to end.
+const LAST_STEP: Duration = Duration::from_millis(300);
 
 /// Runs on this thread. On SIGINT the future is dropped, which closes its connections and so
 /// cancels whatever the daemon does for it.
@@ -18,7 +22,11 @@ pub(crate) fn block_on(
             Ok(()) = tokio::signal::ctrl_c() => Ok(INTERRUPTED),
         }
     });
-    // A read of stdin may hang for ever; the process ends all the same.
-    runtime.shutdown_background();
+    match code {
+        // What was interrupted may be about to make or to remove a file.
+        Ok(INTERRUPTED | TERMINATED) => runtime.shutdown_timeout(LAST_STEP),
+        // A read of stdin may hang for ever; the process ends all the same.
+        _ => runtime.shutdown_background(),
+    }
     code
 }

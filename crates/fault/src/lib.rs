@@ -21,6 +21,8 @@ pub const POINTS: &[&str] = &[
     "launch.disk",
     "launch.machine",
     "launch.running",
+    // What tells of its process is the VM's, its disk and console aren't.
+    "spare.given",
     // Its machine is gone; its disk has another name; only that is left.
     "delete.ended",
     "delete.renamed",

@@ -2,6 +2,7 @@
 //! promised, and nothing left over.
 
 use crate::lifecycle::{names, ready};
+use crate::pool;
 use crate::tests;
 use crate::tour::{says, sh};
 use libtest_mimic::Trial;
@@ -16,13 +17,13 @@ use std::time::Duration;
 
 pub(crate) fn trials() -> Vec<Trial> {
     tests!("faults": every_point_is_tested, killed_while_launching_and_deleting,
-        killed_while_suspending_and_restoring, killed_while_committing_and_forking,
+        killed_while_taking_a_spare, killed_while_suspending_and_restoring, killed_while_committing_and_forking,
         killed_while_pulling_and_building)
 }
 
 /// What the points are of, as their names begin: each has a test.
-const TESTED: [&str; 9] = [
-    "launch", "delete", "suspend", "restore", "commit", "fork", "uncommit", "pull", "base",
+const TESTED: [&str; 10] = [
+    "launch", "spare", "delete", "suspend", "restore", "commit", "fork", "uncommit", "pull", "base",
 ];
 
 /// The points of this.
@@ -153,6 +154,24 @@ async fn killed_while_launching_and_deleting() {
     let made = ok(&daemon, &["vm", "launch", "sbox", "--json"]).await;
     assert!(made.contains("\"sbox-1\""), "{made}");
     daemon.stop();
+}
+
+async fn killed_while_taking_a_spare() {
+    let mut daemon = TestDaemon::start(&pool::setup());
+    for point in points("spare") {
+        daemon.crash();
+        daemon.launch_to_die_at(point);
+        pool::filled(&daemon).await;
+        // It may be told of the VM before it is over.
+        daemon.cli(&["vm", "launch", "sbox"]).await;
+        again(&mut daemon, point).await;
+        gone(&daemon, "sbox-1", point).await;
+    }
+    // The next daemon's are its own.
+    pool::filled(&daemon).await;
+    assert_eq!(pool::spares(&daemon), ["sbox+1.img"]);
+    daemon.terminate();
+    assert_eq!(pool::spares(&daemon), Vec::<String>::new());
 }
 
 async fn killed_while_suspending_and_restoring() {

@@ -11,8 +11,22 @@ pub(crate) fn trials() -> Vec<Trial> {
     tests!("pool": launches_take_what_was_booted_ahead)
 }
 
+/// Sandboxes, of which one is booted ahead.
+pub(crate) fn setup() -> Setup {
+    let mut setup = Setup::sandboxes();
+    setup.group = "      warm_pool: 1\n".into();
+    setup
+}
+
+/// The disks of spares.
+pub(crate) fn spares(daemon: &TestDaemon) -> Vec<String> {
+    let mut names = daemon.files();
+    names.retain(|f| f.contains('+'));
+    names
+}
+
 /// Waits until there is a spare.
-async fn filled(daemon: &TestDaemon) {
+pub(crate) async fn filled(daemon: &TestDaemon) {
     wait_until("a spare is there", BOOT, async || {
         let metrics = daemon.raw().get("/metrics").await.text();
         metrics.contains("slicer_warm_pool_vms{host_group=\"sbox\"} 1\n")
@@ -31,9 +45,7 @@ fn booted(daemon: &TestDaemon, vm: &str) -> bool {
 }
 
 async fn launches_take_what_was_booted_ahead() {
-    let mut setup = Setup::sandboxes();
-    setup.group = "      warm_pool: 1\n".into();
-    let mut daemon = TestDaemon::start(&setup);
+    let mut daemon = TestDaemon::start(&setup());
     let client = daemon.client();
     let create = ["secret", "create", "key", "--from-literal", "sesame"];
     assert_eq!(daemon.cli(&create).await.code, 0);
@@ -96,23 +108,17 @@ async fn launches_take_what_was_booted_ahead() {
 
     // A daemon that dies leaves spares, which the next one removes.
     filled(&daemon).await;
-    let spare = |daemon: &TestDaemon| {
-        let mut names = daemon.files();
-        names.retain(|f| f.contains('+'));
-        names
-    };
-    let before = spare(&daemon);
-    assert_eq!(before.len(), 1, "{before:?}");
+    assert_eq!(spares(&daemon).len(), 1, "{:?}", spares(&daemon));
     daemon.crash();
     daemon.launch();
     let client = daemon.client();
     filled(&daemon).await;
-    assert_eq!(spare(&daemon), ["sbox+1.img"]);
+    assert_eq!(spares(&daemon), ["sbox+1.img"]);
     assert_eq!(client.nodes(&NodeFilter::default()).await.unwrap().len(), 0);
     wait_until("the processes of before are gone", LIMIT, async || {
         daemon.processes().len() == 1
     })
     .await;
     daemon.terminate();
-    assert!(spare(&daemon).is_empty());
+    assert!(spares(&daemon).is_empty());
 }
