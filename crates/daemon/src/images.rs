@@ -100,6 +100,13 @@ impl GroupImage {
         Ok(prepared)
     }
 
+    /// What it was prepared as, if that is known and still so. Waits for nothing.
+    pub(crate) fn known(&self) -> Option<Arc<Prepared>> {
+        let slot = self.prepared.try_lock().ok()?;
+        let (known, prepared) = slot.as_ref()?;
+        (*known == self.store.changes()).then(|| prepared.clone())
+    }
+
     async fn make(&self) -> Result<Prepared, DaemonError> {
         let arch = self.arch;
         let agent = agent(arch)?;

@@ -126,7 +126,7 @@ struct Keeper {
     not_before: Instant,
 }
 
-type Booted = (Ipv4Addr, Result<Spare, DaemonError>);
+type Booted = Result<Spare, DaemonError>;
 
 impl Keeper {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
@@ -146,19 +146,16 @@ impl Keeper {
                     Some(Command::End(reply)) => break Some(reply),
                     Some(Command::Take(record, digest, reply)) => {
                         let found = self.take(&record, &digest);
-                        if let Err(Some(spare)) = reply.send(found) {
-                            // Whoever asked is gone.
-                            self.release(spare).await;
-                        }
+                        // When whoever asked is gone, so is the spare.
+                        let _ = reply.send(found);
                     }
                 },
                 Some(done) = booting.join_next() => match done {
-                    Ok((_, Ok(spare))) => {
+                    Ok(Ok(spare)) => {
                         debug!("group {}: a spare is there", self.group.name);
                         self.spares.push((spare, Some(Instant::now() + SETTLE_TIME)));
                     }
-                    Ok((ip, Err(e))) => {
-                        self.shared.release_address(ip);
+                    Ok(Err(e)) => {
                         warn!("group {}: no spare VM: {e}", self.group.name);
                         self.not_before = Instant::now() + RETRY_TIME;
                     }
@@ -170,7 +167,7 @@ impl Keeper {
         };
         booting.shutdown().await;
         while let Some((spare, _)) = self.spares.pop() {
-            self.release(spare).await;
+            spare.discard().await;
         }
         self.tell();
         if let Some(reply) = ended {
@@ -201,18 +198,16 @@ impl Keeper {
         self.booted += 1;
         let name = spare::name(&self.group.name, self.booted);
         let arch = self.image.arch().go_name();
-        let record = VmRecord::new(&self.group, name, ip, arch, &CreateNode::default());
+        let record = VmRecord::new(&self.group, name.clone(), ip, arch, &CreateNode::default());
+        let hold = spare::Hold::new(&self.shared, name, ip);
         let (shared, image) = (self.shared.clone(), self.image.clone());
         let network = self.group.network.clone();
         booting.spawn(async move {
-            let boot = async {
-                let record = VmRecord {
-                    wants_entrypoint: false,
-                    ..record?
-                };
-                Spare::boot(&shared, &image, &network, record).await
+            let record = VmRecord {
+                wants_entrypoint: false,
+                ..record?
             };
-            (ip, boot.await)
+            Spare::boot(&shared, &image, &network, record, hold).await
         });
     }
 
@@ -237,18 +232,20 @@ impl Keeper {
     /// Lets go of those that are gone, that are of an image of before, and of one whenever the host is
     /// short of memory.
     async fn look(&mut self) {
-        let digest = match self.image.prepare().await {
-            Ok(prepared) => prepared.image_digest.clone(),
-            Err(_) => return,
+        let image = self.image.known();
+        let current = |s: &Spare| {
+            image
+                .as_ref()
+                .is_none_or(|i| i.image_digest == s.image_digest)
         };
-        let good = |s: &Spare| s.is_alive() && s.image_digest == digest;
+        let good = |s: &Spare| s.is_alive() && current(s);
         while let Some(at) = self.spares.iter().position(|(s, _)| !good(s)) {
             let (spare, _) = self.spares.remove(at);
             info!(
                 "{}: a spare that is of no use any more",
                 spare.record.hostname
             );
-            self.release(spare).await;
+            spare.discard().await;
         }
         if crate::host::is_short_by(0, RESERVE)
             && let Some((spare, _)) = self.spares.pop()
@@ -257,14 +254,9 @@ impl Keeper {
                 "group {}: a spare VM gives way: the host is short of memory",
                 self.group.name
             );
-            self.release(spare).await;
+            spare.discard().await;
             self.not_before = Instant::now() + RETRY_TIME;
         }
-    }
-
-    async fn release(&self, spare: Spare) {
-        self.shared.release_address(spare.record.ip);
-        spare.discard(&self.shared.work).await;
     }
 }
 

@@ -476,7 +476,8 @@ impl Supervisor {
 
     /// A spare VM for one of this record, if there is one that is of the group's image of now.
     async fn spare(group: &Group, pool: &Pool, record: &VmRecord) -> Option<Spare> {
-        let prepared = group.image.prepare().await.ok()?;
+        // A launch that has to wait for the image does so where nobody waits for its answer.
+        let prepared = group.image.known()?;
         pool.take(record, &prepared.image_digest).await
     }
 
@@ -551,8 +552,7 @@ impl Supervisor {
             Ok(admitted) => admitted,
             Err(e) => {
                 if let Some(spare) = spare {
-                    self.shared.release_address(spare.record.ip);
-                    spare.discard(&self.shared.work).await;
+                    spare.discard().await;
                 }
                 return Err(e);
             }

@@ -34,9 +34,6 @@ use std::path::Path;
 /// The name errors and configurations use.
 pub(crate) const NAME: &str = "apple";
 
-/// The tag of the share with Rosetta's interpreter.
-pub(crate) const SHARE_TAG_ROSETTA: &str = slicer_machine::ROSETTA_TAG;
-
 /// The backend, over a framework.
 pub struct Apple<F> {
     framework: F,

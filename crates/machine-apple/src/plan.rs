@@ -4,9 +4,11 @@
 //! What applies it goes through it line by line and decides nothing. So all that can be wrong about
 //! a configuration, other than a misspelt call, is tested on any host.
 
+use crate::NAME;
 use crate::framework::Host;
-use crate::{NAME, SHARE_TAG_ROSETTA};
-use slicer_machine::{Arch, Disk, DiskFormat, MachineError, MachineSpec, Network, Share};
+use slicer_machine::{
+    Arch, Disk, DiskFormat, MachineError, MachineSpec, Network, ROSETTA_TAG, Share,
+};
 use std::path::{Path, PathBuf};
 
 /// The framework counts memory in these.
@@ -102,7 +104,7 @@ impl Plan {
         let rosetta = if spec.rosetta {
             let offered = host.rosetta.check();
             offered.map_err(|why| unsupported("Rosetta", &why))?;
-            Some(SHARE_TAG_ROSETTA)
+            Some(ROSETTA_TAG)
         } else {
             None
         };
@@ -262,7 +264,7 @@ fn shares(spec: &MachineSpec) -> Result<Vec<SharePlan>, MachineError> {
     } in &spec.shares
     {
         let fits = (1..=TAG_BYTES).contains(&tag.len()) && !tag.contains('\0');
-        let taken = tags.contains(&tag.as_str()) || (spec.rosetta && tag == SHARE_TAG_ROSETTA);
+        let taken = tags.contains(&tag.as_str()) || (spec.rosetta && tag == ROSETTA_TAG);
         if !fits || taken {
             return Err(refused(spec, format!("no share can have the tag {tag:?}")));
         }

@@ -4,6 +4,7 @@ use super::guest::{answers, flood, greet, run};
 use super::{Files, Outcome, make_dir};
 use crate::guest;
 use crate::{DaemonError, attend};
+use futures_util::future::join_all;
 use slicer_api::{Identity, NetworkIdentity, ShareMount};
 use slicer_machine::{
     Arch, Boot, Hypervisor, MacAddress, Machine, MachineError, MachineSpec, MachineState, Network,
@@ -50,7 +51,7 @@ pub(super) const STEPS: &[(&str, StepFn)] = &[
     ("refuse what can't boot", |b| step(b.refuse())),
     ("launch a VM", |b| step(b.launch())),
     ("reach its agent, and be ready", |b| step(b.ready())),
-    ("run a command as another architecture can't", |b| {
+    ("run a command of its architecture", |b| {
         step(b.architecture())
     }),
     ("have its disks, one of them read-only", |b| step(b.disks())),
@@ -306,16 +307,12 @@ impl Bench {
 
     async fn many_streams(&mut self) -> Result<Outcome, Failure> {
         let machine = self.machine()?;
-        let mut streams = Vec::new();
-        for _ in 0..STREAMS {
-            streams.push(machine.connect().await?);
+        // Each has a stream of its own, and all are asked before the first is answered.
+        let asked = (0..STREAMS).map(|_| guest::health(machine));
+        for health in join_all(asked).await {
+            health?;
         }
-        let health = guest::health(machine).await?;
-        drop(streams);
-        check(
-            health.hostname.is_empty() || health.hostname == NAME,
-            || format!("{health:?}"),
-        )
+        Ok(Outcome::Passed)
     }
 
     async fn stuck_stream(&mut self) -> Result<Outcome, Failure> {

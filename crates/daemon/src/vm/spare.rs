@@ -11,8 +11,10 @@ use crate::supervisor::Shared;
 use crate::workdir::WorkDir;
 use slicer_machine::{Machine, MachineState};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 /// What no VM's name has in it, and a spare's has.
@@ -26,7 +28,9 @@ pub(crate) struct Spare {
     pub(crate) record: VmRecord,
     /// Of which image it is.
     pub(crate) image_digest: String,
+    // Before the hold, which removes the files it uses.
     machine: Arc<dyn Machine>,
+    hold: Hold,
 }
 
 /// The name of a group's spare with this number.
@@ -44,13 +48,9 @@ impl Spare {
         image: &GroupImage,
         network: &NetworkConfig,
         record: VmRecord,
+        hold: Hold,
     ) -> Result<Self, DaemonError> {
-        let gate = DiskGate::default();
-        let remove = Remove {
-            work: shared.work.clone(),
-            name: Some(record.hostname.clone()),
-            gate: gate.clone(),
-        };
+        let gate = hold.gate.clone();
         let image_digest = image.prepare().await?.image_digest.clone();
         let launched = launch(shared, image, &record, network, gate).await?;
         let machine = launched.machine;
@@ -58,7 +58,6 @@ impl Spare {
             Ok(stream) => drop(stream?),
             Err(_) => return Err(DaemonError::Internal("waiting for a spare VM's agent")),
         }
-        remove.keep();
         Ok(Self {
             record: VmRecord {
                 disk: Some(launched.disk),
@@ -66,6 +65,7 @@ impl Spare {
             },
             image_digest,
             machine,
+            hold,
         })
     }
 
@@ -98,18 +98,15 @@ impl Spare {
     }
 
     /// Ends it, and removes all there is of it.
-    pub(crate) async fn discard(self, work: &Arc<WorkDir>) {
+    pub(crate) async fn discard(self) {
         let name = self.record.hostname.clone();
         if let Err(e) = self.machine.kill().await {
             warn!("{name}: {e}");
         }
         drop(self.machine);
-        let work = work.clone();
-        let removed = tokio::task::spawn_blocking({
-            let name = name.clone();
-            move || remove_files(&work, &name)
-        });
-        if let Ok(Err(e)) = removed.await {
+        if let Some(removing) = self.hold.release()
+            && let Err(e) = removing.await
+        {
             warn!("{name}: {e}");
         }
     }
@@ -125,11 +122,6 @@ impl Spare {
         gate: DiskGate,
     ) -> Result<Launched, DaemonError> {
         let from = self.record.hostname.clone();
-        let remove = Remove {
-            work: shared.work.clone(),
-            name: Some(from.clone()),
-            gate: DiskGate::default(),
-        };
         let (work, to) = (shared.work.clone(), to.to_owned());
         let renamed = tokio::task::spawn_blocking(move || {
             gate.pass(|| rename(&work, &from, &to))
@@ -138,7 +130,7 @@ impl Spare {
         let renamed = renamed.await;
         renamed.unwrap_or(Err(DaemonError::Internal("taking over a spare VM")))?;
         self.machine.resume().await?;
-        remove.keep();
+        self.hold.keep();
         let disk = self.record.disk;
         Ok(Launched {
             disk: disk.ok_or(DaemonError::Internal("finding a spare VM's disk"))?,
@@ -164,31 +156,51 @@ fn rename(work: &WorkDir, from: &str, to: &str) -> Result<(), DaemonError> {
     fs::rename(&old, &new).map_err(DaemonError::io("rename", old))
 }
 
-/// Removes a spare's files unless it is told to keep them.
-struct Remove {
-    work: Arc<WorkDir>,
+/// A spare's address and files, given up when it is dropped, wherever that is.
+pub(crate) struct Hold {
+    shared: Arc<Shared>,
     name: Option<String>,
+    ip: Ipv4Addr,
     gate: DiskGate,
 }
 
-impl Remove {
+impl Hold {
+    /// Holds an address that was taken for the spare of this name.
+    pub(crate) fn new(shared: &Arc<Shared>, name: String, ip: Ipv4Addr) -> Self {
+        Self {
+            shared: shared.clone(),
+            name: Some(name),
+            ip,
+            gate: DiskGate::default(),
+        }
+    }
+
+    /// Leaves all to the VM that has it now.
     fn keep(mut self) {
         self.name = None;
     }
-}
 
-impl Drop for Remove {
-    fn drop(&mut self) {
-        let Some(name) = self.name.take() else {
-            return;
-        };
-        let (work, gate) = (self.work.clone(), self.gate.clone());
+    /// Gives all up; the files are gone when the task is done.
+    fn release(mut self) -> Option<JoinHandle<()>> {
+        self.give_up()
+    }
+
+    fn give_up(&mut self) -> Option<JoinHandle<()>> {
+        let name = self.name.take()?;
+        self.shared.release_address(self.ip);
+        let (work, gate) = (self.shared.work.clone(), self.gate.clone());
         // Its disk may be in the making. What of this the daemon's end cuts short is left to the next.
-        tokio::task::spawn_blocking(move || {
+        Some(tokio::task::spawn_blocking(move || {
             if let Err(e) = gate.close(|| remove_files(&work, &name)) {
                 warn!("{name}: {e}");
             }
-        });
+        }))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
