@@ -24,6 +24,7 @@ mod secrets;
 mod shell;
 mod stats;
 mod tags;
+mod template;
 
 pub use background::{
     BackgroundExec, DEFAULT_KILL_GRACE, DEFAULT_RING, DEFAULT_WAIT, ExecInfo, KillRequest,
@@ -73,6 +74,7 @@ pub use shell::{
 };
 pub use stats::{HostMemory, NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
+pub use template::{RemovedTemplate, Template};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.
 pub type Timestamp = jiff::Timestamp;

@@ -271,5 +271,6 @@ impl Templates {
                 Some(why) => self.discard(&template.id, &why),
             }
         }
+        info!("templates of before are whole: {}", self.known().len());
     }
 }

@@ -267,10 +267,11 @@ impl QemuMachine {
 
     /// Readies QEMU for a migration whose way is `file`.
     async fn prepare_migration(&self, file: &impl AsFd, kept: Kept) -> Result<(), MachineError> {
-        let mut capabilities = vec![json!({ "capability": "events", "state": true })];
-        if kept == Kept::Elsewhere {
-            capabilities.push(json!({ "capability": "x-ignore-shared", "state": true }));
-        }
+        // A clone that is saved itself has its memory's own state, but was told otherwise as it began.
+        let capabilities = json!([
+            { "capability": "events", "state": true },
+            { "capability": "x-ignore-shared", "state": kept == Kept::Elsewhere },
+        ]);
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;

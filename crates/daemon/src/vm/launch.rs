@@ -258,7 +258,8 @@ pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Ve
 
 /// Nothing below notices, because every byte on an emulated console costs; no self-tests of
 /// ciphers; a panic ends the VM, which its daemon sees.
-const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
+const KERNEL_ARGS: &str =
+    " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on net.ifnames=0";
 
 #[cfg(test)]
 mod tests {

@@ -40,6 +40,7 @@ mod sleep;
 mod ssh;
 mod stats;
 mod suspend;
+mod template;
 mod tour;
 mod tray;
 
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         suspend::trials(),
         tray::trials(),
         sleep::trials(),
+        template::trials(),
         faults::trials(),
         network::trials(),
         many::trials(),

@@ -284,6 +284,23 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        path: "/templates",
+        id: "listTemplates",
+        summary: "The templates that launches begin as",
+        answer: List("Template"),
+        errors: &[500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Delete,
+        path: "/templates/{id}",
+        id: "removeTemplate",
+        summary: "Remove a template; VMs that began as it go on",
+        answer: Json("RemovedTemplate"),
+        errors: &[404, 500],
+        ..OP
+    },
+    Op {
         path: "/vm/commits",
         id: "listCommits",
         summary: "All commits",
