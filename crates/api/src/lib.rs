@@ -18,6 +18,7 @@ mod fs;
 mod glob;
 mod guest;
 mod image;
+mod live;
 mod manifest;
 mod node;
 mod secrets;
@@ -57,6 +58,7 @@ pub use guest::{
     Renewal, ShareMount, ShutdownAction, ShutdownRequest, check_mount,
 };
 pub use image::{Image, Images, ImportedImage, KeptImage, PullFrame, PullImage, RemovedImages};
+pub use live::{LiveForkRequest, LiveForked, MAX_FORKS};
 pub use manifest::{
     CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
     chunk_path, is_session_name,

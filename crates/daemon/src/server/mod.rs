@@ -85,6 +85,7 @@ impl Server {
             .route("/vm/{vm}/restore", post(vm::restore))
             .route("/vm/{vm}/relaunch", post(vm::relaunch))
             .route("/vm/{vm}/commit", post(commits::commit))
+            .route("/vm/{vm}/fork", post(commits::fork_live))
             .route("/vm/{vm}/exec", get(proxy::proxy).post(proxy::proxy))
             .route("/vm/{vm}/exec/{id}", get(proxy::proxy).delete(proxy::proxy))
             .route("/vm/{vm}/exec/{id}/logs", get(proxy::proxy))

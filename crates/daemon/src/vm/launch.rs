@@ -149,7 +149,7 @@ pub(super) fn spec(
         network: None,
         shares: Vec::new(),
         rosetta: false,
-        clonable: record.template.is_some(),
+        clonable: record.template.as_ref().is_some_and(|t| t.clonable),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }

@@ -20,14 +20,14 @@ use std::time::Duration;
 
 pub(crate) fn trials() -> Vec<Trial> {
     tests!("faults": every_point_is_tested, killed_while_launching_and_deleting,
-        killed_while_taking_a_spare, killed_while_making_a_template_and_cloning, killed_while_suspending_and_restoring, killed_while_committing_and_forking,
+        killed_while_taking_a_spare, killed_while_making_a_template_and_cloning, killed_while_forking_one_that_runs, killed_while_suspending_and_restoring, killed_while_committing_and_forking,
         killed_while_pulling_and_building)
 }
 
 /// What the points are of, as their names begin: each has a test.
-const TESTED: [&str; 12] = [
-    "launch", "clone", "template", "spare", "delete", "suspend", "restore", "commit", "fork",
-    "uncommit", "pull", "base",
+const TESTED: [&str; 13] = [
+    "snapshot", "launch", "clone", "template", "spare", "delete", "suspend", "restore", "commit",
+    "fork", "uncommit", "pull", "base",
 ];
 
 /// The points of this.
@@ -226,6 +226,34 @@ async fn killed_while_making_a_template_and_cloning() {
     template::checked(&daemon).await;
     ok(&daemon, &["vm", "launch", "sbox", "--wait"]).await;
     assert!(template::cloned(&daemon, "sbox-1"));
+    daemon.stop();
+}
+
+async fn killed_while_forking_one_that_runs() {
+    let mut daemon = TestDaemon::start(&Setup::sandboxes());
+    ok(&daemon, &["vm", "launch", "sbox", "--persistent"]).await;
+    for point in points("snapshot") {
+        daemon.crash();
+        daemon.launch_to_die_at(point);
+        ok(&daemon, &["vm", "relaunch", "sbox-1"]).await;
+        ready(&daemon.client(), "sbox-1").await;
+        let write = format!("echo {point} >> ~/file; sync");
+        says(&daemon.client(), "sbox-1", &write).await;
+        daemon.cli(&["vm", "fork", "--live", "sbox-1"]).await;
+        again(&mut daemon, point).await;
+        gone(&daemon, "sbox-2", point).await;
+        ok(&daemon, &["vm", "relaunch", "sbox-1"]).await;
+        ready(&daemon.client(), "sbox-1").await;
+        let file = says(&daemon.client(), "sbox-1", "tail -n1 ~/file").await;
+        assert_eq!(file, point);
+    }
+    ok(&daemon, &["vm", "fork", "--live", "sbox-1", "--wait"]).await;
+    for vm in ["sbox-1", "sbox-2"] {
+        let lines = says(&daemon.client(), vm, "wc -l < ~/file").await;
+        assert_eq!(lines, points("snapshot").count().to_string(), "{vm}");
+        ok(&daemon, &["vm", "delete", vm]).await;
+    }
+    assert!(soon(SOON, || template::directories(&daemon).is_empty()));
     daemon.stop();
 }
 

@@ -27,6 +27,7 @@ mod install;
 mod lifecycle;
 mod limits;
 mod listen;
+mod live;
 mod many;
 mod memory;
 mod network;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         tray::trials(),
         sleep::trials(),
         template::trials(),
+        live::trials(),
         faults::trials(),
         network::trials(),
         many::trials(),

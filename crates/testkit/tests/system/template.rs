@@ -43,7 +43,9 @@ pub(crate) async fn made(daemon: &TestDaemon) -> String {
 /// Waits until a daemon has read the templates that an earlier one made: VMs begin as them from then on.
 pub(crate) async fn checked(daemon: &TestDaemon) {
     wait_until("the templates are checked", LIMIT, async || {
-        daemon.log().contains("templates of before are whole")
+        let log = daemon.log();
+        let said = |what| log.matches(what).count();
+        said("templates of before are whole") == said("serving the API")
     })
     .await;
 }

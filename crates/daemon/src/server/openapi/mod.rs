@@ -196,6 +196,8 @@ fn document() -> OpenApi {
         Info,
         KillRequest,
         Killed,
+        LiveForkRequest,
+        LiveForked,
         LogFrame,
         Logs,
         MakeDirectory,
