@@ -195,6 +195,8 @@ impl Supervisor {
             no_templates: CancellationToken::new(),
         });
         this.recover().await?;
+        // Of those that are gone with their daemon, nobody reads any more.
+        this.shared.templates.tidy();
         this.start_configured()?;
         let maker = Maker::new(this.shared.clone(), wants);
         this.tasks.spawn(maker.run(this.no_templates.clone()));

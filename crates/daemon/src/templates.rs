@@ -205,14 +205,13 @@ impl Templates {
     /// Blocks.
     pub(crate) fn tidy(&self) {
         // One that goes may be the last that reads from another.
-        loop {
+        while !self.read().is_empty() {
             let left = std::mem::take(&mut *self.read());
             let before = left.len();
             for dir in left {
                 self.clear_or_warn(&Place::new(dir));
             }
-            let after = self.read().len();
-            if after == 0 || after >= before {
+            if self.read().len() >= before {
                 return;
             }
         }

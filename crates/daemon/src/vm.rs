@@ -702,11 +702,10 @@ impl Vm {
         slicer_fault::point("delete.ended");
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let gate = self.gate.clone();
-        let cloned = self.record.template.is_some();
         let templates = self.shared.templates.clone();
         let job = move || {
             let removed = gate.close(|| remove_files(&work, &name));
-            if cloned && removed.is_ok() {
+            if removed.is_ok() {
                 templates.tidy();
             }
             removed

@@ -308,7 +308,7 @@ impl TestDaemon {
 
     /// The QEMU process of this VM.
     pub fn process_of(&self, vm: &str) -> Option<u32> {
-        process::with_argument(&self.processes(), &format!("/{vm}.img"))
+        process::with_argument(&self.processes(), &format!("guest={vm},"))
     }
 
     /// Everything it has logged.

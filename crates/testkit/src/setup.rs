@@ -47,7 +47,7 @@ pub struct Setup {
     pub groups_as_text: String,
     /// More lines of each group, each with its line end and indented by six.
     pub group: String,
-    /// Whether launches begin as templates.
+    /// Whether launches of groups without VMs of their own begin as templates.
     pub warm: bool,
     /// More lines of `api`, each with its line end and indented by four.
     pub api: String,
@@ -101,7 +101,8 @@ impl Setup {
                 "    - name: {name}\n      count: {count}\n      vcpu: {vcpu}\n      \
                  ram_mb: {ram_mb}\n      storage_size: 15G\n      \
                  sleep_action: {sleep_action}\n      warm: {}\n{}",
-                self.warm, self.group
+                self.warm && *count == 0,
+                self.group
             );
         }
         text.push_str(&self.groups_as_text);

@@ -55,6 +55,7 @@ fn setup() -> Setup {
         sleep_action: "none",
     };
     Setup {
+        warm: true,
         image: Some(format!("oci:{}:latest", minimal_layout().display())),
         ..Setup::of([group("slicer", 1), group("sbox", 0)])
     }

@@ -84,6 +84,10 @@ pub(crate) enum Step {
     Create(Kind),
     Fork(u32, Kind),
     Uncommit(u32),
+    /// A VM that goes on from where this one is.
+    ForkLive(u32),
+    /// All templates are removed.
+    Untemplate,
     Vm(u32, Action),
     /// The daemon is ended by SIGTERM and started anew.
     Restart,
@@ -141,6 +145,7 @@ impl Model {
                 let vm = &self.vms[id];
                 format!("{action:?} {} ({:?}, {})", vm.name, vm.kind, vm.status)
             }
+            Step::ForkLive(id) => format!("ForkLive {}", self.vms[id].name),
             step => format!("{step:?}"),
         }
     }
@@ -199,6 +204,12 @@ impl Model {
                 can.push(Step::Create(kind));
                 can.extend(self.commits.keys().map(|id| Step::Fork(*id, kind)));
             }
+            let running = self
+                .vms
+                .iter()
+                .filter(|(_, vm)| vm.status == NodeStatus::Running);
+            can.extend(running.map(|(id, _)| Step::ForkLive(*id)));
+            can.push(Step::Untemplate);
         }
         can.extend(self.commits.keys().map(|id| Step::Uncommit(*id)));
         for (id, vm) in &self.vms {
@@ -226,7 +237,10 @@ impl Model {
 fn starts_a_machine(step: &Step) -> bool {
     matches!(
         step,
-        Step::Create(_) | Step::Fork(..) | Step::Vm(_, Action::Restore | Action::Relaunch)
+        Step::Create(_)
+            | Step::Fork(..)
+            | Step::ForkLive(_)
+            | Step::Vm(_, Action::Restore | Action::Relaunch)
     )
 }
 
@@ -234,7 +248,7 @@ fn starts_a_machine(step: &Step) -> bool {
 /// first.
 fn excludes(a: &Step, b: &Step) -> bool {
     match (a, b) {
-        (Step::Vm(a, _), Step::Vm(b, _)) => a == b,
+        (Step::Vm(a, _) | Step::ForkLive(a), Step::Vm(b, _) | Step::ForkLive(b)) => a == b,
         (Step::Uncommit(_), _) | (_, Step::Uncommit(_)) => true,
         _ => false,
     }

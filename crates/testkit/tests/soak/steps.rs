@@ -4,7 +4,8 @@ use crate::model::{Action, Commit, Kind, Model, Step, Vm};
 use fastrand::Rng;
 use hyper::Method;
 use slicer_api::{
-    CommitRequest, CreateNode, ExecRequest, ForkRequest, ForkWait, NodeStatus, ShutdownAction, Wait,
+    CommitRequest, CreateNode, ExecRequest, ForkRequest, ForkWait, LiveForkRequest, NodeStatus,
+    ShutdownAction, Wait,
 };
 use slicer_client::{Client, ClientError, NodeFilter};
 use slicer_testkit::{BOOT, Signal, TestDaemon, send_signal, wait_until};
@@ -202,6 +203,31 @@ async fn one(model: &Model, daemon: &TestDaemon, step: &Step, number: u32, rng: 
             };
             has_its_files(&client, &vm).await;
             Outcome::Vm(number, Some(vm))
+        }
+        Step::ForkLive(id) => {
+            let of = &model.vms[id];
+            let request = LiveForkRequest::default();
+            let made = client
+                .fork_live(&of.name, &request, ForkWait::Agent, Some(BOOT))
+                .await;
+            let vm = Vm {
+                files: of.files.clone(),
+                note: of.note.clone(),
+                commits: of.commits.clone(),
+                ..Vm::new(made.unwrap().vms.remove(0).hostname, Kind::Ephemeral)
+            };
+            has_its_files(&client, &vm).await;
+            has_its_files(&client, of).await;
+            Outcome::Vm(number, Some(vm))
+        }
+        Step::Untemplate => {
+            for template in client.templates().await.unwrap() {
+                let removed = client.remove_template(&template.id).await;
+                // Another step may have found that it is of no use.
+                let gone = matches!(removed, Err(ClientError::Api { status: 404, .. }));
+                assert!(gone || removed.is_ok(), "{removed:?}");
+            }
+            Outcome::Nothing
         }
         Step::Uncommit(id) => {
             let done = client.delete_commit(&model.commits[id].id).await;
