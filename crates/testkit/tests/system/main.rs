@@ -29,6 +29,7 @@ mod limits;
 mod listen;
 mod many;
 mod memory;
+mod names;
 mod network;
 mod pool;
 mod power;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         shell::trials(&tour),
         cp::trials(&tour),
         memory::trials(&tour),
+        names::trials(&tour),
         forward::trials(&tour),
         ssh::trials(&tour),
         agent::trials(),
