@@ -533,7 +533,6 @@ fn identity() -> Identity {
         entrypoint: None,
         shares: Vec::new(),
         rosetta: false,
-        clonable: false,
     }
 }
 
