@@ -12,7 +12,7 @@ pub fn short_size(bytes: u64, gap: &str) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    let places = if unit >= 3 { 1 } else { 0 };
+    let places = usize::from(unit >= 3);
     format!("{value:.places$}{gap}{}", UNITS[unit])
 }
 
