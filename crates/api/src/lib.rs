@@ -18,6 +18,7 @@ mod fs;
 mod glob;
 mod guest;
 mod image;
+mod live;
 mod manifest;
 mod node;
 mod secrets;
@@ -25,6 +26,7 @@ mod shell;
 mod size;
 mod stats;
 mod tags;
+mod template;
 
 pub use background::{
     BackgroundExec, DEFAULT_KILL_GRACE, DEFAULT_RING, DEFAULT_WAIT, ExecInfo, KillRequest,
@@ -57,6 +59,7 @@ pub use guest::{
     Renewal, ShareMount, ShutdownAction, ShutdownRequest, check_mount,
 };
 pub use image::{Image, Images, ImportedImage, KeptImage, PullFrame, PullImage, RemovedImages};
+pub use live::{LiveForkRequest, LiveForked, MAX_FORKS};
 pub use manifest::{
     CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
     chunk_path, is_session_name,
@@ -75,6 +78,7 @@ pub use shell::{
 pub use size::short_size;
 pub use stats::{HostMemory, NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
+pub use template::{RemovedTemplate, Template};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.
 pub type Timestamp = jiff::Timestamp;

@@ -20,6 +20,8 @@ use tokio::task::spawn_blocking;
 const MIGRATION_TIME: Duration = Duration::from_mins(10);
 /// How long QEMU may take to end after it failed to load a state.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
+/// Between two looks whether QEMU has put a migration behind it.
+const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes a second at which a paused guest is written: as fast as it goes.
 const BANDWIDTH: u64 = 1 << 40;
 /// The name under which QEMU is handed the file.
@@ -78,7 +80,8 @@ impl Origin {
         }
     }
 
-    /// Without the address of its network card, which each clone has its own of.
+    /// Without the address of its network card, which is part of the state, and which each clone has its
+    /// own of.
     fn without_address(&self) -> Self {
         let bare = |option: &String| match option.split_once(",mac=") {
             Some((before, _)) => before.to_owned(),
@@ -134,14 +137,9 @@ impl Note {
         &self,
         spec: &MachineSpec,
         accelerator: Accelerator,
-        kept: Kept,
     ) -> Result<(), MachineError> {
         let (now, then) = (Origin::of(spec, accelerator), &self.origin);
-        let differs = match kept {
-            Kept::Within => now.differs(then),
-            Kept::Elsewhere => now.without_address().differs(&then.without_address()),
-        };
-        match differs {
+        match now.without_address().differs(&then.without_address()) {
             Some(why) => Err(incompatible(&spec.name, why)),
             None => Ok(()),
         }
@@ -202,7 +200,12 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 impl QemuMachine {
-    pub(crate) async fn save_to(&self, path: &Path, kept: Kept) -> Result<String, MachineError> {
+    pub(crate) async fn save_to(
+        &self,
+        path: &Path,
+        kept: Kept,
+        durable: bool,
+    ) -> Result<String, MachineError> {
         let create = path.to_owned();
         let created = spawn_blocking(move || new_file(&create));
         let file = created.await.unwrap_or_else(|e| Err(e.into()));
@@ -217,15 +220,31 @@ impl QemuMachine {
             let _ = self.command("migrate_cancel").await;
             return Err(e);
         }
-        let synced = spawn_blocking(move || file.sync_all()).await;
-        let synced = synced.unwrap_or_else(|e| Err(e.into()));
-        synced.map_err(io_failed("write", path))?;
+        self.finalized().await?;
+        if durable {
+            let synced = spawn_blocking(move || file.sync_all()).await;
+            let synced = synced.unwrap_or_else(|e| Err(e.into()));
+            synced.map_err(io_failed("write", path))?;
+        }
         let note = Note {
             qemu: version["qemu"].to_string(),
             origin: self.origin.clone(),
             resume: self.channel.resume_trigger().map(Trigger::to_bytes),
         };
         serde_json::to_string(&note).map_err(|e| io_failed("describe", path)(io::Error::other(e)))
+    }
+
+    /// Waits until QEMU has put a migration behind it that it said is complete: until then a VM can't be
+    /// resumed. It tells of that by no event.
+    async fn finalized(&self) -> Result<(), MachineError> {
+        let until = tokio::time::Instant::now() + LAST_WORDS_TIME;
+        while self.command("query-status").await?["status"] == "finish-migrate" {
+            if tokio::time::Instant::now() > until {
+                break;
+            }
+            tokio::time::sleep(FINALIZE_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Reads the state that a machine of the same kind wrote.
@@ -267,10 +286,11 @@ impl QemuMachine {
 
     /// Readies QEMU for a migration whose way is `file`.
     async fn prepare_migration(&self, file: &impl AsFd, kept: Kept) -> Result<(), MachineError> {
-        let mut capabilities = vec![json!({ "capability": "events", "state": true })];
-        if kept == Kept::Elsewhere {
-            capabilities.push(json!({ "capability": "x-ignore-shared", "state": true }));
-        }
+        // A clone that is saved itself has its memory's own state, but was told otherwise as it began.
+        let capabilities = json!([
+            { "capability": "events", "state": true },
+            { "capability": "x-ignore-shared", "state": kept == Kept::Elsewhere },
+        ]);
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;

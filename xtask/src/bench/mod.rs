@@ -385,6 +385,7 @@ fn configuration(layout: &Path) -> String {
   host_groups:
     - name: {GROUP}
       count: 0
+      warm: false
       vcpu: {VCPUS}
       ram_mb: {RAM_MB}
       storage_size: {DISK_SIZE}
