@@ -3,6 +3,7 @@
 use crate::tests;
 use crate::tour::{Tour, VM};
 use libtest_mimic::Trial;
+use slicer_testkit::{BOOT, wait_until};
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
@@ -29,9 +30,16 @@ async fn trees_whose_names_are_one_are_refused(tour: &Tour) {
     )
     .await;
     assert_eq!(copied.code, 0, "{copied:?}");
+    // Loop devices come with the modules that are loaded behind the boot.
+    wait_until("the file system is mounted", BOOT, async || {
+        let mount = "cd /tmp/names && mkdir -p on && sudo modprobe loop && \
+                     sudo mount -o loop folding.img on";
+        tour.sh(mount).await.exit_code == 0
+    })
+    .await;
     tour.says(
-        "cd /tmp/names && mkdir on && sudo mount -o loop folding.img on && sudo mkdir on/fold && \
-         sudo chattr +F on/fold && sudo chown ubuntu on/fold",
+        "cd /tmp/names && sudo mkdir on/fold && sudo chattr +F on/fold && \
+         sudo chown ubuntu on/fold",
     )
     .await;
 
