@@ -25,6 +25,8 @@ DEBIAN_PACKAGES = $(QEMU_PACKAGE) $(FOREIGN_QEMU_PACKAGE) $(VIRTIOFSD_PACKAGE) q
 	ca-certificates curl openssl openssh-client python3 python3-pip pkg-config gcc libc6-dev make git
 # What the test of the menu in the bar needs: a desktop without a screen, with a panel and a terminal.
 DESKTOP_PACKAGES := xvfb xfce4-panel xterm xdotool
+# For images of the other architecture, which run their own programs while they are made.
+FOREIGN_PACKAGES := qemu-user-static binfmt-support arch-test
 
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
@@ -142,14 +144,21 @@ minimal-image: ## Build the Debian without an init, for tests, into target/guest
 foreign-kernel: ## Build the kernel of the other architecture, for tests, into target/guest
 	$(XTASK) image --arch $(FOREIGN_ARCH) --kernel
 
+.PHONY: foreign-programs
+foreign-programs: ## Install what runs programs of the other architecture, for images of it
+	@if ! command -v dpkg-query >/dev/null; then \
+		echo "This is not Debian or Ubuntu: install the equivalents of $(FOREIGN_PACKAGES)"; exit 0; \
+	fi; \
+	$(call install,$(FOREIGN_PACKAGES))
+
 .PHONY: images
-images: image ## Build the default guest images of both architectures into target/guest
+images: foreign-programs image ## Build the default guest images of both architectures into target/guest
 	$(XTASK) image --arch $(FOREIGN_ARCH)
 
 DIST := target/dist
 .PHONY: dist
 # A Mac builds its own programs, and is given what runs in guests.
-dist: $(if $(filter Darwin,$(shell uname -s)),mac-programs,agents build tray images mac-programs) ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
+dist: $(if $(filter Darwin,$(shell uname -s)),mac-programs,foreign-programs agents build tray images mac-programs) ## Make tarballs, sums, bills of materials and the bundle for slicer install in target/dist
 	$(XTASK) dist --out $(DIST)
 
 .PHONY: quick-dist

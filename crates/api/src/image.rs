@@ -57,6 +57,9 @@ pub struct Image {
 pub struct PullImage {
     /// The image's name in its registry.
     pub reference: String,
+    /// For which architecture, as Go calls it; that of the groups that have the image unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
     /// Whether the registry is spoken to by plain HTTP; as the configuration says unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure: Option<bool>,

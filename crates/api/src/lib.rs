@@ -23,6 +23,7 @@ mod manifest;
 mod node;
 mod secrets;
 mod shell;
+mod size;
 mod stats;
 mod tags;
 mod template;
@@ -74,6 +75,7 @@ pub use secrets::{
 pub use shell::{
     DEFAULT_WINDOW, MAX_SHELL_DATA, MAX_SHELL_MESSAGE, ShellFrame, ShellRequest, whole_characters,
 };
+pub use size::short_size;
 pub use stats::{HostMemory, NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
 pub use template::{RemovedTemplate, Template};

@@ -16,11 +16,12 @@ pub mod power;
 mod scripted;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 #[cfg(target_os = "macos")]
 mod virtualization;
 
 #[cfg(target_os = "macos")]
-pub use virtualization::{Virtualization, power as iokit};
+pub use virtualization::{Virtualization, power as iokit, usage as host};
 
 use async_trait::async_trait;
 use framework::{Framework, Host};

@@ -18,7 +18,8 @@ pub enum RecipeError {
     /// This machine can't run programs of the guest's architecture.
     #[error(
         "this machine runs no {0} programs: install the Debian packages qemu-user-static, \
-         binfmt-support and arch-test"
+         binfmt-support and arch-test; if they are there, as in a container, mount binfmt_misc at \
+         /proc/sys/fs/binfmt_misc and run `update-binfmts --enable`"
     )]
     Foreign(crate::Arch),
     /// A program failed.

@@ -210,7 +210,8 @@ impl Bundle {
             let title = annotation(TITLE).map(String::as_str).unwrap_or_default();
             let path = within(title)
                 .ok_or_else(|| no_bundle(format!("a file may not be called {title:?}")))?;
-            if !paths.insert(path.clone()) {
+            // Where it is installed to, case may not count.
+            if !paths.insert(path.to_string_lossy().to_lowercase()) {
                 return Err(no_bundle(format!("{title:?} is in it twice")));
             }
             files.push(BundleFile {

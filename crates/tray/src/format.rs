@@ -5,22 +5,8 @@ use std::time::Duration;
 const BAR: u32 = 10;
 
 /// A size: `0 B`, `160 MB`, `14.8 GB`, in powers of 1024.
-#[expect(clippy::cast_precision_loss, reason = "one place is shown")]
 pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KB", "MB", "GB", "TB", "PB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    // What would be shown as 1024 is 1 of the next.
-    while value >= 1023.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let unit_name = UNITS[unit];
-    if unit >= 3 {
-        format!("{value:.1} {unit_name}")
-    } else {
-        format!("{value:.0} {unit_name}")
-    }
+    slicer_api::short_size(bytes, " ")
 }
 
 /// Bytes per second over some time; none is shown as such.
@@ -74,21 +60,6 @@ pub(crate) fn bar(used: u64, total: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_short() {
-        for (n, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1 KB"),
-            (160 << 20, "160 MB"),
-            ((1 << 30) - 1, "1.0 GB"),
-            (15_891_378_995, "14.8 GB"),
-            (u64::MAX, "16384.0 PB"),
-        ] {
-            assert_eq!(bytes(n), text);
-        }
-    }
 
     #[test]
     fn rates_are_per_second() {

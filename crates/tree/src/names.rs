@@ -18,7 +18,8 @@ const MAX_NAMES: usize = 2_000_000;
 /// The names of a tree, where the file system takes different ones for one.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// Whether it does; not known before the first name with letters.
+    /// Whether it does; not known before the first name with ASCII's letters. Until then it may, for
+    /// there are names that are two by the spelling of other letters.
     folds: Option<bool>,
     /// By device and inode, a hash of the name it was made as.
     made: HashMap<(i128, u64), u64>,
@@ -26,12 +27,22 @@ pub(crate) struct Names {
 
 impl Names {
     /// Refuses a file that would replace another one of the tree.
-    pub(crate) fn before_file(&self, dir: &Dir, name: &[u8], path: &[u8]) -> Result<(), TreeError> {
-        if self.folds != Some(true) {
+    pub(crate) fn before_file(
+        &mut self,
+        dir: &Dir,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), TreeError> {
+        if self.folds == Some(false) {
             return Ok(());
         }
         match stat(dir, name) {
-            Ok(Some(there)) => self.check(&there, path),
+            Ok(Some(there)) => {
+                self.check(&there, path)?;
+                // It is about to be replaced, and its inode is anybody's then.
+                self.made.remove(&id(&there));
+                Ok(())
+            }
             Ok(None) => Ok(()),
             Err(e) => Err(failed("inspect", path)(e)),
         }
@@ -79,22 +90,32 @@ impl Names {
     }
 
     fn note(&mut self, dir: &Dir, name: &[u8], path: &[u8], made: &Stat) -> Result<(), TreeError> {
-        if self.folds.is_none() {
-            let Some(swapped) = swap_case(name) else {
-                return Ok(());
-            };
+        if self.folds.is_none()
+            && let Some(swapped) = swap_case(name)
+        {
             let other = stat(dir, &swapped).map_err(failed("inspect", path))?;
-            self.folds = Some(other.is_some_and(|other| id(&other) == id(made)));
+            self.decide(other.is_some_and(|other| id(&other) == id(made)));
         }
-        if self.folds == Some(true) {
-            if self.made.len() >= MAX_NAMES {
+        if self.made.len() >= MAX_NAMES {
+            if self.folds == Some(true) {
                 return Err(TreeError::TooLarge(
                     "it has too many files for a file system that takes different names for one",
                 ));
             }
+            // So many numbers, or names of a script without case: most likely nothing is wrong.
+            self.decide(false);
+        }
+        if self.folds != Some(false) {
             self.made.insert(id(made), hash(path));
         }
         Ok(())
+    }
+
+    fn decide(&mut self, folds: bool) {
+        self.folds = Some(folds);
+        if !folds {
+            self.made = HashMap::new();
+        }
     }
 }
 
@@ -117,7 +138,8 @@ fn hash(path: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The name in the other case; none for one without letters.
+/// The name in the other case; none for one without ASCII's letters. What is the other case of more
+/// letters than these, file systems don't agree about.
 fn swap_case(name: &[u8]) -> Option<Vec<u8>> {
     let swapped: Vec<u8> = name
         .iter()
@@ -137,12 +159,41 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// Hard links are what such a file system has for both spellings.
+    #[test]
+    fn a_name_without_case_is_remembered_until_it_is_known() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = Dir::open(place.path()).unwrap();
+        let mut names = Names::default();
+        let (one, other) = ("가", "\u{1100}\u{1161}");
+        fs::write(place.path().join(one), one).unwrap();
+        fs::hard_link(place.path().join(one), place.path().join(other)).unwrap();
+        names
+            .after_file(&dir, one.as_bytes(), one.as_bytes())
+            .unwrap();
+        let e = names
+            .before_file(&dir, other.as_bytes(), other.as_bytes())
+            .unwrap_err();
+        assert!(matches!(e, TreeError::SameName { .. }), "{e}");
+    }
+
+    #[test]
+    fn what_is_replaced_is_forgotten() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = Dir::open(place.path()).unwrap();
+        let mut names = Names::default();
+        fs::write(place.path().join("1"), "").unwrap();
+        names.after_file(&dir, b"1", b"1").unwrap();
+        names.before_file(&dir, b"1", b"1").unwrap();
+        assert!(names.made.is_empty());
+    }
+
     #[test]
     fn where_case_counts_nothing_is_remembered() {
         let place = tempfile::tempdir().unwrap();
         let dir = Dir::open(place.path()).unwrap();
         let mut names = Names::default();
-        for name in ["1", "Makefile", "makefile"] {
+        for name in ["1", "2", "Makefile", "makefile"] {
             let bytes = name.as_bytes();
             names.before_file(&dir, bytes, bytes).unwrap();
             fs::write(place.path().join(name), name).unwrap();
@@ -167,6 +218,7 @@ mod tests {
         assert_eq!(names.folds, Some(true));
         // Listed twice, the later one counts.
         names.before_file(&dir, b"Makefile", b"Makefile").unwrap();
+        names.after_file(&dir, b"Makefile", b"Makefile").unwrap();
         let e = names
             .before_file(&dir, b"mAKEFILE", b"mAKEFILE")
             .unwrap_err();

@@ -527,13 +527,7 @@ fn identity() -> Identity {
             gateway: [192, 168, 64, 1].into(),
             dns: vec![[192, 168, 64, 254].into()],
         }),
-        ssh_keys: Vec::new(),
-        imported_keys: Vec::new(),
-        userdata: None,
-        entrypoint: None,
-        shares: Vec::new(),
-        rosetta: false,
-        renewal: None,
+        ..Identity::default()
     }
 }
 

@@ -196,21 +196,8 @@ fn per_second(bytes: u64, seconds: f64) -> String {
 }
 
 /// A size as people read it: `0B`, `159MB`, `29.2GB`, in powers of 1024.
-#[expect(clippy::cast_precision_loss, reason = "one place is shown")]
 fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "KB", "MB", "GB", "TB", "PB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    // What would be shown as 1024 is 1 of the next.
-    while value >= 1023.5 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit >= 3 {
-        format!("{value:.1}{}", UNITS[unit])
-    } else {
-        format!("{value:.0}{}", UNITS[unit])
-    }
+    slicer_api::short_size(bytes, "")
 }
 
 #[cfg(test)]
@@ -270,17 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_short() {
-        for (bytes, text) in [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1024, "1KB"),
-            (159 << 20, "159MB"),
-            ((1 << 30) - 1, "1.0GB"),
-            (u64::MAX, "16384.0PB"),
-        ] {
-            assert_eq!(size(bytes), text, "{bytes}");
-        }
+    fn no_time_is_no_rate() {
         assert_eq!(per_second(5, 0.0), "0B");
     }
 

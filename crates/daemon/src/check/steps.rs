@@ -12,6 +12,7 @@ use slicer_machine::{
 };
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -37,6 +38,12 @@ const GONE_PAUSE: Duration = Duration::from_millis(20);
 const BUTTON_PAUSE: Duration = Duration::from_secs(3);
 /// How many streams are open at once.
 const STREAMS: usize = 32;
+/// What the guest writes and deletes, and how much of it its disk may keep on the host: file systems
+/// have some bookkeeping for holes.
+const DELETED: u64 = 32 << 20;
+const KEPT: u64 = DELETED / 4;
+/// How long the host may take to have the room.
+const FREE_TIME: Duration = Duration::from_secs(10);
 /// What a saved guest remembers in its memory alone.
 const MEMORY: &str = "/run/slicer-check";
 
@@ -66,6 +73,7 @@ pub(super) const STEPS: &[(&str, StepFn)] = &[
     ("share host folders after it", |b| step(b.share())),
     ("press the power button", |b| step(b.power_button())),
     ("keep a disk over the VM's end", |b| step(b.again())),
+    ("give back what the guest deleted", |b| step(b.give_back())),
     ("switch a VM off", |b| step(b.kill())),
     ("launch at once after that", |b| step(b.launch())),
     ("leave nothing when dropped", |b| step(b.drop_it())),
@@ -449,6 +457,32 @@ impl Bench {
         )
         .await?;
         Ok(Outcome::Passed)
+    }
+
+    async fn give_back(&mut self) -> Result<Outcome, Failure> {
+        let machine = self.machine()?;
+        let taken = || Ok::<u64, Failure>(fs::metadata(&self.files.root)?.blocks() * 512);
+        let blocks = DELETED >> 20;
+        let write = format!("dd if=/dev/urandom of=/deleted bs=1M count={blocks} && sync");
+        run(machine, &write).await?;
+        let full = taken()?;
+        run(machine, "rm /deleted && sync").await?;
+        guest::trim(machine).await?;
+        let deadline = tokio::time::Instant::now() + FREE_TIME;
+        loop {
+            let now = taken()?;
+            if now + DELETED <= full + KEPT {
+                return Ok(Outcome::Passed);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(format!(
+                    "its disk took {full} bytes of the host, and after {DELETED} of them were deleted \
+                     and discarded it takes {now}"
+                )
+                .into());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn kill(&mut self) -> Result<Outcome, Failure> {

@@ -25,9 +25,15 @@ pub(super) fn read(table: &mut Table<'_>, report: &mut Report) -> Option<Option<
     if text.is_empty() {
         return Some(None);
     }
-    let found = WORDS.into_iter().find(|(word, _)| *word == text);
+    let found = parse(text);
     if found.is_none() {
         field.expected(report, "amd64 or arm64");
     }
-    found.map(|(_, arch)| Some(arch))
+    found.map(Some)
+}
+
+/// The architecture of this name.
+pub(crate) fn parse(text: &str) -> Option<Arch> {
+    let found = WORDS.into_iter().find(|(word, _)| *word == text);
+    found.map(|(_, arch)| arch)
 }

@@ -19,6 +19,7 @@ mod tree;
 mod unserved;
 
 pub use api::{ApiConfig, ApiToken, ListenAddress, Listener};
+pub(crate) use arch::parse as parse_arch;
 pub(crate) use groups::is_public_key;
 pub use groups::{HostGroupConfig, Userdata};
 pub(crate) use network::MAX_DESTINATIONS;

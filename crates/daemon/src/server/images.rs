@@ -3,6 +3,7 @@
 use super::answer::Failure;
 use super::nodes::{json, parameter};
 use crate::DaemonError;
+use crate::config::parse_arch;
 use crate::store::{PullState, Pulled};
 use crate::supervisor::Supervisor;
 use axum::Json;
@@ -53,7 +54,14 @@ fn name(reference: &str) -> Result<String, ApiError> {
 pub(super) async fn pull(State(supervisor): State_, body: Body) -> Result<Response, Failure> {
     let request: PullImage = json(body).await?;
     let name = name(&request.reference)?;
-    let arch = supervisor.images.arch_of(&name);
+    let arch = match request.arch.as_deref() {
+        None => supervisor.images.arch_of(&name),
+        Some(arch) => parse_arch(arch).ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "there are no guests of the architecture {arch:?}: it may be amd64 or arm64"
+            ))
+        })?,
+    };
     let receiver = supervisor.images.pull(&name, arch, request.insecure);
     let frames = Frames {
         receiver,

@@ -11,6 +11,7 @@ mod configuration;
 mod error;
 pub mod power;
 mod queue;
+pub mod usage;
 mod vm;
 
 use crate::NAME;

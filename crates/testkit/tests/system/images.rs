@@ -193,6 +193,14 @@ async fn a_tag_that_moves() {
     daemon.cli(&["image", "pull", &name]).await.text();
     let again = daemon.cli(&["image", "pull", &name]).await;
     assert!(again.text().contains("Image is up to date"), "{again:?}");
+    let other = if std::env::consts::ARCH == "aarch64" {
+        "amd64"
+    } else {
+        "arm64"
+    };
+    let missing = daemon.cli(&["image", "pull", "--arch", other, &name]).await;
+    assert_eq!(missing.code, 1, "{missing:?}");
+    assert!(missing.stderr.contains(other), "{missing:?}");
     let client = daemon.client();
     let old = launch(&client, &CreateNode::default()).await;
     let listed = client.images().await.unwrap();

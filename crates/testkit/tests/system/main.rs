@@ -30,6 +30,7 @@ mod listen;
 mod live;
 mod many;
 mod memory;
+mod names;
 mod network;
 mod pool;
 mod power;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         shell::trials(&tour),
         cp::trials(&tour),
         memory::trials(&tour),
+        names::trials(&tour),
         forward::trials(&tour),
         ssh::trials(&tour),
         agent::trials(),

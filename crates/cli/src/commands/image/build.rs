@@ -1,5 +1,6 @@
 //! `slicer image build`.
 
+use super::arch::Arch;
 use crate::error::CliError;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -34,12 +35,6 @@ pub(crate) struct Build {
     /// Print what was built as JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Arch {
-    Amd64,
-    Arm64,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

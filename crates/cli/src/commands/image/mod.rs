@@ -1,5 +1,6 @@
 //! `slicer image`.
 
+mod arch;
 mod build;
 mod import;
 mod list;

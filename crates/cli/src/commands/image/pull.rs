@@ -1,5 +1,6 @@
 //! `slicer image pull`.
 
+use super::arch::Arch;
 use super::list::{short, size};
 use crate::connection::Connection;
 use crate::error::CliError;
@@ -22,6 +23,9 @@ pub(crate) struct Pull {
     /// The image's name, as in the configuration
     #[arg(value_name = "REF")]
     reference: String,
+    /// Architecture of the guests [default: that of the host groups which have the image]
+    #[arg(long)]
+    arch: Option<Arch>,
     /// Speak plain HTTP to the registry
     #[arg(long)]
     insecure: bool,
@@ -35,6 +39,7 @@ impl Pull {
         let client = connection.client()?;
         let request = PullImage {
             reference: self.reference.clone(),
+            arch: self.arch.map(|arch| arch.go_name().to_owned()),
             insecure: self.insecure.then_some(true),
         };
         let mut frames = client.pull_image(&request).await?;
