@@ -13,7 +13,7 @@ use crate::templates::{Place, Templates, draw_id};
 use crate::workdir::WorkDir;
 use serde::{Deserialize, Serialize};
 use slicer_api::ApiError;
-use slicer_image::{overlay_disk, reflink_file};
+use slicer_image::{backing_file, overlay_disk, reflink_file};
 use slicer_machine::{Machine, MachineError, MachineSpec};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -22,6 +22,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
+
+/// Most snapshots that a VM's disk lies over: each is a file that QEMU keeps open.
+const MAX_DEPTH: usize = 64;
 
 /// What a VM was at one moment. When it is dropped its memory is removed; its disk, when nobody reads from
 /// it any more.
@@ -88,6 +91,8 @@ impl Vm {
             let text = format!("cannot fork VM {name}: {e}");
             if e.is_disk_full() {
                 ApiError::insufficient_storage(format!("{text}: {}", crate::error::FREE_SPACE))
+            } else if matches!(e, DaemonError::TooDeep { .. }) {
+                e.to_api()
             } else {
                 ApiError::internal(text)
             }
@@ -242,6 +247,7 @@ fn lay_over(work: &WorkDir, vm: &str, kind: DiskKind, place: &Place) -> Result<b
     if reflink_file(&disk, &own)? {
         return Ok(false);
     }
+    check_depth(work, vm, kind)?;
     fs::hard_link(&disk, &own)
         .and_then(|()| files::sync_dir(place.dir()))
         .map_err(DaemonError::io("link", &own))?;
@@ -250,6 +256,26 @@ fn lay_over(work: &WorkDir, vm: &str, kind: DiskKind, place: &Place) -> Result<b
     overlay_disk(&own, kind.into(), &disk)?;
     slicer_fault::point("snapshot.overlay");
     Ok(true)
+}
+
+/// Refuses to lay one more over a disk that lies over too many snapshots. Only what a record calls qcow2
+/// is looked into: a guest may write a header into a raw disk, and name whatever it likes there.
+fn check_depth(work: &WorkDir, vm: &str, kind: DiskKind) -> Result<(), DaemonError> {
+    let mut disk = work.disk(vm);
+    if kind == DiskKind::Raw {
+        return Ok(());
+    }
+    for _ in 0..MAX_DEPTH {
+        match backing_file(&disk)? {
+            // Below the last snapshot is a template, a commit or a base.
+            Some(below) if below.starts_with(work.templates()) => disk = below,
+            _ => return Ok(()),
+        }
+    }
+    Err(DaemonError::TooDeep {
+        vm: vm.to_owned(),
+        limit: MAX_DEPTH,
+    })
 }
 
 /// Begins a VM as a snapshot.

@@ -204,10 +204,11 @@ impl Model {
                 can.push(Step::Create(kind));
                 can.extend(self.commits.keys().map(|id| Step::Fork(*id, kind)));
             }
+            // The disk of one that is never removed would lie over a snapshot's for good.
             let running = self
                 .vms
                 .iter()
-                .filter(|(_, vm)| vm.status == NodeStatus::Running);
+                .filter(|(_, vm)| vm.status == NodeStatus::Running && vm.kind != Kind::Configured);
             can.extend(running.map(|(id, _)| Step::ForkLive(*id)));
             can.push(Step::Untemplate);
         }

@@ -179,11 +179,7 @@ async fn killed_while_taking_a_spare() {
 }
 
 async fn killed_while_making_a_template_and_cloning() {
-    let setup = Setup {
-        warm: true,
-        ..Setup::sandboxes()
-    };
-    let mut daemon = TestDaemon::start(&setup);
+    let mut daemon = TestDaemon::start(&template::minimal());
     for point in points("template") {
         let (made, removed) = ("template.complete", "template.forgotten");
         if point == removed {

@@ -5,7 +5,7 @@ use crate::tour::says;
 use libtest_mimic::Trial;
 use slicer_api::{CreateNode, Template, Wait};
 use slicer_client::Client;
-use slicer_testkit::{BOOT, Group, LIMIT, SBOX, Setup, TestDaemon, wait_until};
+use slicer_testkit::{BOOT, Group, LIMIT, SBOX, Setup, TestDaemon, minimal_layout, wait_until};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -24,6 +24,14 @@ fn setup() -> Setup {
             ram_mb: 384,
             ..SBOX
         }])
+    }
+}
+
+/// Sandboxes that boot sooner, of an image without an init.
+pub(crate) fn minimal() -> Setup {
+    Setup {
+        image: Some(format!("oci:{}:latest", minimal_layout().display())),
+        ..setup()
     }
 }
 
@@ -178,7 +186,7 @@ fn flip(path: &std::path::Path, at: u64) {
 }
 
 async fn what_is_wrong_with_a_template_costs_a_boot() {
-    let mut daemon = TestDaemon::start(&setup());
+    let mut daemon = TestDaemon::start(&minimal());
     let first = made(&daemon).await;
     // While no daemon looks, and what can be seen from outside is as before.
     daemon.crash();
