@@ -1,5 +1,6 @@
 //! How soon a daemon serves that has many VMs which are off.
 
+use super::plan::Rounds;
 use super::{GROUP, median};
 use crate::daemon::Daemon;
 use crate::programs;
@@ -23,8 +24,8 @@ pub(crate) struct Samples {
     pub(crate) start: Vec<f64>,
 }
 
-/// Makes the VMs in `dir`, which has an image and no VM, measures `rounds` starts, and removes them.
-pub(crate) async fn measure(rounds: u32, dir: &Path) -> Result<Samples> {
+/// Makes the VMs in `dir`, which has an image and no VM, measures starts, and removes them.
+pub(crate) async fn measure(rounds: Rounds, dir: &Path) -> Result<Samples> {
     say(&format!("Starts of a daemon with {VMS} VMs that are off"));
     let program = programs()?.join("slicer-mac");
     let kept = CreateNode {
@@ -40,7 +41,7 @@ pub(crate) async fn measure(rounds: u32, dir: &Path) -> Result<Samples> {
         daemon.stop(true).await?;
     }
     let mut samples = Samples::default();
-    for _ in 0..rounds {
+    for _ in rounds.run() {
         let start = Instant::now();
         let daemon = Daemon::start(&program, dir).await?;
         let nodes = daemon.client()?.nodes(&NodeFilter::default()).await?;

@@ -3,6 +3,7 @@
 
 use super::bed::{Bed, seconds};
 use super::median;
+use super::plan::Rounds;
 use crate::text::say;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -22,6 +23,8 @@ pub(crate) struct Samples {
     pub(crate) cp_in: Vec<f64>,
     /// `slicer vm cp VM:FILE FILE`.
     pub(crate) cp_out: Vec<f64>,
+    /// `slicer vm exec VM -- head -c BYTES /dev/zero`, whose output is thrown away.
+    pub(crate) stdout: Vec<f64>,
     /// As many bytes over a port as QEMU makes it, which the guest throws away.
     pub(crate) raw_in: Vec<f64>,
     /// As many bytes over such a port, which the guest makes up.
@@ -59,9 +62,11 @@ impl Samples {
                 mib(&self.scp_in),
             ),
             format!(
-                "{} MiB out: cp {:.0} MiB/s, raw {:.0}, channel {:.0}, bare port {:.0}, scp {:.0}",
+                "{} MiB out: cp {:.0} MiB/s, printed {:.0}, raw {:.0}, channel {:.0}, bare port {:.0}, \
+                 scp {:.0}",
                 self.bytes >> 20,
                 mib(&self.cp_out),
+                mib(&self.stdout),
                 mib(&self.raw_out),
                 mib(&self.channel_out),
                 mib(&self.port_out),
@@ -76,24 +81,26 @@ fn bytes_f64(bytes: u64) -> f64 {
     bytes as f64
 }
 
-/// Measures `pairs` of each, `scp_pairs` of them with scp, which is slow.
+/// Measures pairs of each; the first `notes` also with scp, which is slow, and over the other ways that
+/// are good to know.
 pub(crate) async fn measure(
     bed: &mut Bed,
     bytes: u64,
-    pairs: u32,
-    scp_pairs: u32,
+    pairs: Rounds,
+    notes: u32,
 ) -> Result<Samples> {
-    say(&format!("Transfer: {pairs} pairs of {} MiB", bytes >> 20));
+    say(&format!("Transfer: {} MiB", bytes >> 20));
     let (file, back) = (bed.dir().join("file"), bed.dir().join("back"));
     plant(&file, bytes)?;
     let (here, returned) = (path(&file)?, path(&back)?);
     let there = format!("{{}}:{THERE}");
     let remote = format!("{}:{THERE}", Bed::ssh_host());
+    let count = bytes.to_string();
     let mut samples = Samples {
         bytes,
         ..Samples::default()
     };
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             if product {
                 bed.says(&format!("rm -f {THERE}")).await?;
@@ -102,18 +109,23 @@ pub(crate) async fn measure(
                 let copy = bed.slicer(&["vm", "cp", &there, returned])?;
                 samples.cp_out.push(seconds(copy).await?);
                 same(&file, &back)?;
+                let print = ["vm", "exec", "{}", "--", "head", "-c", &count, "/dev/zero"];
+                samples.stdout.push(seconds(bed.slicer(&print)?).await?);
             } else {
                 samples.raw_in.push(bed.raw.give(bytes).await?);
                 samples.raw_out.push(bed.raw.take(bytes).await?);
                 samples.channel_in.push(bed.stream.give(bytes).await?);
                 samples.channel_out.push(bed.stream.take(bytes).await?);
+                if pair >= notes {
+                    continue;
+                }
                 samples.port_in.push(bed.port.give(bytes).await?);
                 samples.port_out.push(bed.port.take(bytes).await?);
                 let with_file = bed.port.give_file(bytes).await?;
                 samples.port_file_in.push(with_file);
             }
         }
-        if pair < scp_pairs {
+        if pair < notes {
             bed.says(&format!("rm -f {THERE}")).await?;
             let mut scp = bed.ssh("scp");
             scp.args([here, &remote]);
