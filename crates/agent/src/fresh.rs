@@ -4,8 +4,11 @@
 use crate::error::{AgentError, io_error};
 use crate::{init, log};
 use slicer_api::Fixup;
-use std::fs;
-use std::io;
+use ssh_key::private::{Ed25519Keypair, Ed25519PrivateKey};
+use ssh_key::{LineEnding, PrivateKey};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -107,6 +110,9 @@ fn host_keys(dir: &Path) -> Result<Vec<(String, PathBuf)>, AgentError> {
 }
 
 fn generate(kind: &str, path: &Path) -> io::Result<()> {
+    if kind == "ed25519" {
+        return generate_ed25519(path);
+    }
     let child = Command::new("/usr/bin/ssh-keygen")
         .args(["-q", "-t", kind, "-N", "", "-C", "", "-f"])
         .arg(path)
@@ -115,6 +121,23 @@ fn generate(kind: &str, path: &Path) -> io::Result<()> {
         .stderr(Stdio::null())
         .spawn()?;
     wait(child)
+}
+
+/// The kind that most have, without the program: a clone is to be ready sooner than that starts.
+fn generate_ed25519(path: &Path) -> io::Result<()> {
+    let mut seed = [0; Ed25519PrivateKey::BYTE_SIZE];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+    let pair = Ed25519Keypair::from_seed(&seed);
+    let key = PrivateKey::from(pair);
+    let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())?;
+    let public = key.public_key().to_openssh().map_err(io::Error::other)?;
+    fs::write(path.with_added_extension("pub"), public + "\n")
 }
 
 /// Waits for a program, within bounds.
@@ -148,6 +171,24 @@ fn remove(path: &Path) -> Result<(), AgentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_key_of_the_usual_kind_needs_no_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [0, 1].map(|n| dir.path().join(format!("ssh_host_ed25519_key{n}")));
+        let keys = paths.each_ref().map(|path| {
+            generate("ed25519", path).unwrap();
+            let private = PrivateKey::read_openssh_file(path).unwrap();
+            let public = fs::read_to_string(path.with_added_extension("pub")).unwrap();
+            assert_eq!(private.public_key().to_openssh().unwrap(), public.trim());
+            let mode = fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            public
+        });
+        assert_ne!(keys[0], keys[1]);
+        assert!(generate("ed25519", &paths[0]).is_err());
+    }
 
     #[test]
     fn what_is_asked_for_is_on_the_command_line() {

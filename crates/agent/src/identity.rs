@@ -3,7 +3,7 @@
 
 use crate::error::{AgentError, io_error};
 use crate::users::{Database, User};
-use crate::{log, net};
+use crate::{log, net, renew};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Uid, fchown, fstat, mkdirat, openat, statat,
@@ -56,6 +56,9 @@ pub(crate) fn check(identity: &Identity) -> Result<(), ApiError> {
         let refused = |why| ApiError::bad_request(format!("invalid share: {why}"));
         share.check().map_err(refused)?;
     }
+    if let Some(renewal) = &identity.renewal {
+        renew::check(renewal)?;
+    }
     let mut keys = identity.ssh_keys.iter().chain(&identity.imported_keys);
     if let Some(key) = keys.find(|key| key.chars().any(char::is_control)) {
         return Err(ApiError::bad_request(format!(
@@ -73,6 +76,11 @@ pub(crate) async fn apply(
 ) -> Result<(), AgentError> {
     set_clock(identity.clock_unix_nanos)?;
     set_hostname(&identity.hostname)?;
+    if identity.renewal.is_some() {
+        let copy = identity.clone();
+        let renewed = tokio::task::spawn_blocking(move || renew::apply(&copy)).await;
+        renewed.unwrap_or_else(|e| Err(io_error("renew", "the guest")(io::Error::other(e))))?;
+    }
     let copy = identity.clone();
     let files = tokio::task::spawn_blocking(move || write_files(&copy, &users));
     if let Some(network) = &identity.network {

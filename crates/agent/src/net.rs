@@ -51,6 +51,26 @@ pub(crate) async fn configure(
     Ok(())
 }
 
+/// Gives the interface with one hardware address another. Without such a one, all is as it is: it has
+/// the other already, or the machine has no network.
+pub(crate) fn rename_interface(from: &str, to: &str) -> Result<(), AgentError> {
+    let (Some(interface), Some(address)) = (find_interface(from), parse_mac(to)) else {
+        return Ok(());
+    };
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .map_err(io_error::<io::Error>("open", "a socket for network set-up"))?;
+    sys::set_hardware_address(socket.as_fd(), &interface, address)
+        .map_err(io_error("set the hardware address of", &interface))
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> = text
+        .split(':')
+        .map(|part| u8::from_str_radix(part, 16).ok())
+        .collect();
+    bytes?.try_into().ok()
+}
+
 /// The name of the interface with this hardware address, as soon as there is one.
 async fn wait_for_interface(mac: &str) -> Result<String, AgentError> {
     let look = async {
@@ -128,6 +148,19 @@ eth0 short
             [Ipv4Addr::new(192, 168, 0, 1)]
         );
         assert_eq!(default_gateways("", "eth0"), [Ipv4Addr::UNSPECIFIED; 0]);
+    }
+
+    #[test]
+    fn hardware_addresses_are_read() {
+        assert_eq!(parse_mac("02:00:00:0a:Ff:01"), Some([2, 0, 0, 10, 255, 1]));
+        for bad in [
+            "",
+            "02:00:00:0a:ff",
+            "02:00:00:0a:ff:01:02",
+            "02:00:00:0a:ff:100",
+        ] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
     }
 
     proptest::proptest! {

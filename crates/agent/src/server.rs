@@ -6,7 +6,9 @@ use crate::ready::Readiness;
 use crate::requests::Requests;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
-use crate::{cp, entrypoint, exec, forward, fs, identity, log, power, requests, secrets, stats};
+use crate::{
+    cp, entrypoint, exec, forward, fs, identity, log, power, requests, secrets, settle, stats,
+};
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
@@ -66,6 +68,8 @@ pub(crate) struct Agent {
     pub(crate) forwards: Arc<forward::Forwards>,
     /// Whether modules that are loaded in the background are, the network's among them.
     pub(crate) modules_loaded: watch::Sender<bool>,
+    /// Whether the guest is to be a template, which does ahead what others do when they are ready.
+    pub(crate) settling: watch::Sender<bool>,
     /// Told when an agent whose scope is a process shall end.
     pub(crate) end: Notify,
     /// Copies that may take more memory than others.
@@ -89,6 +93,7 @@ impl Agent {
             background: exec::background::Registry::default(),
             forwards: Arc::default(),
             modules_loaded: watch::Sender::new(false),
+            settling: watch::Sender::new(false),
             end: Notify::new(),
             large_copies: Arc::new(Semaphore::new(cp::LARGE)),
             tasks: TaskTracker::new(),
@@ -163,6 +168,7 @@ impl Agent {
                     .map(|trimmed| http::json(&trimmed))
             }
             "/quiesce" if method == Method::POST => self.quiesce().await,
+            "/settle" if method == Method::POST => self.settle().await,
             "/sync" if method == Method::POST => self.sync().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
@@ -171,7 +177,7 @@ impl Agent {
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
-            path @ ("/identity" | "/quiesce" | "/shutdown" | "/sync") => {
+            path @ ("/identity" | "/quiesce" | "/settle" | "/shutdown" | "/sync") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(
@@ -381,6 +387,23 @@ impl Agent {
         let synced = synced.await;
         synced.map_err(|_| ApiError::internal("writing out the file systems failed"))?;
         Ok(http::json(&json!({})))
+    }
+
+    /// Readies the guest to be a template, of which it is told once nothing goes on in it any more.
+    async fn settle(&self) -> Result<Answer, ApiError> {
+        if self.scope != Scope::Process {
+            if self.identity.lock().await.is_some() {
+                return Err(ApiError::conflict(
+                    "this guest has an identity, which its clones would have",
+                ));
+            }
+            self.readiness.sane().await;
+            self.settling.send_replace(true);
+            settle::settle().await;
+            // Who there is to run commands as, which is read once.
+            drop(self.users.get());
+        }
+        self.sync().await
     }
 
     /// Writes out what file systems hold.

@@ -199,6 +199,56 @@ pub(crate) fn set_up(socket: BorrowedFd<'_>, interface: &str) -> io::Result<()> 
     interface_ioctl(socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
+/// Changes an interface's hardware address, from what it is now.
+///
+/// # Errors
+/// `ENODEV` for an unknown interface, `EBUSY` where its driver can't while it is up.
+pub(crate) fn set_hardware_address(
+    socket: BorrowedFd<'_>,
+    interface: &str,
+    address: [u8; 6],
+) -> io::Result<()> {
+    let mut request = interface_request(interface)?;
+    interface_ioctl(socket, libc::SIOCGIFHWADDR, &mut request)?;
+    // SAFETY: SIOCGIFHWADDR has just filled it in, with the kind of the interface.
+    let mut hardware = unsafe { request.ifr_ifru.ifru_hwaddr };
+    for (to, from) in hardware.sa_data.iter_mut().zip(address) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_hwaddr = hardware;
+    interface_ioctl(socket, libc::SIOCSIFHWADDR, &mut request)
+}
+
+/// Bytes of a seed that the kernel takes at once.
+pub(crate) const SEED: usize = 64;
+
+/// Gives the kernel's random pool a seed that counts in full, and has all that draws from the pool
+/// follow from it at once (random(4)).
+///
+/// # Errors
+/// As the kernel reports; it needs a capability.
+pub(crate) fn reseed(pool: BorrowedFd<'_>, seed: [u8; SEED]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    /// `struct rand_pool_info` of linux/random.h.
+    #[repr(C)]
+    struct Info {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; SEED],
+    }
+    let info = Info {
+        entropy_count: 8 * SEED as libc::c_int,
+        buf_size: SEED as libc::c_int,
+        buf: seed,
+    };
+    // SAFETY: the request reads the info, whose buffer is as long as it says, and which outlives the
+    // call.
+    check(unsafe { libc::ioctl(pool.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })?;
+    // SAFETY: the request takes no argument.
+    check(unsafe { libc::ioctl(pool.as_raw_fd(), RNDRESEEDCRNG as _, 0) })
+}
+
 /// Adds a default route.
 ///
 /// # Errors

@@ -74,7 +74,11 @@ async fn load_late_modules(agent: Arc<Agent>) {
     // A panic in there would have ended the worker.
     let _ = spawn_blocking(move || load_modules(&soon)).await;
     agent.modules_loaded.send_replace(true);
-    agent.readiness.ready().await;
+    let mut settling = agent.settling.subscribe();
+    tokio::select! {
+        () = agent.readiness.ready() => {}
+        _ = settling.wait_for(|s| *s) => {}
+    }
     let _ = spawn_blocking(move || {
         load_modules(&later);
         modules::discard_all(std::io::stdin().as_fd(), &list);

@@ -119,6 +119,30 @@ pub struct Identity {
     /// is to run them by.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rosetta: bool,
+    /// That it is a clone of another guest, with whose memory it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<Renewal>,
+}
+
+/// What the clone of a guest needs to become one of its own, before anybody is let in: its machine id and
+/// SSH host keys are made anew, and what the kernel's random numbers follow from.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Which clone it is. The same is made anew once.
+    pub id: String,
+    /// Random bytes for the kernel, base64.
+    pub seed: String,
+    /// The hardware address that its network interface still has, of the guest it is a clone of.
+    pub mac: String,
+}
+
+impl std::fmt::Debug for Renewal {
+    /// Without the seed, from which much follows.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Renewal");
+        shown.field("id", &self.id).field("mac", &self.mac);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// Longest tag of virtiofs (virtio 1.2, 5.11.4).
@@ -184,11 +208,16 @@ pub struct Identified {
 }
 
 impl Identity {
-    /// Whether nothing but the time differs.
+    /// Whether nothing but the time differs, and the seed of the same clone.
     #[must_use]
     pub fn differs_by_clock(&self, other: &Self) -> bool {
+        let clone = |identity: &Self| identity.renewal.as_ref().map(|r| r.id.clone());
+        if clone(self) != clone(other) {
+            return false;
+        }
         let other = Self {
             clock_unix_nanos: self.clock_unix_nanos,
+            renewal: self.renewal.clone(),
             ..other.clone()
         };
         *self == other

@@ -53,7 +53,7 @@ pub use fs::{
 pub use glob::{Excludes, Glob, GlobError};
 pub use guest::{
     Entrypoint, EntrypointState, GuestRequest, Health, Identified, Identity, NetworkIdentity,
-    ShareMount, ShutdownAction, ShutdownRequest, check_mount,
+    Renewal, ShareMount, ShutdownAction, ShutdownRequest, check_mount,
 };
 pub use image::{Image, Images, ImportedImage, KeptImage, PullFrame, PullImage, RemovedImages};
 pub use manifest::{

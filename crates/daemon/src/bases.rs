@@ -172,7 +172,7 @@ impl Bases {
     }
 
     /// What the disks of the working directory read from.
-    fn backing_files(&self) -> Result<HashSet<PathBuf>, DaemonError> {
+    pub(crate) fn backing_files(&self) -> Result<HashSet<PathBuf>, DaemonError> {
         let mut found = HashSet::new();
         for (_, backing) in self.overlays()? {
             found.extend(fs::canonicalize(&backing).ok());

@@ -25,6 +25,8 @@ const STATS_TIME: Duration = Duration::from_secs(2);
 /// How long a guest may take to tell which blocks it doesn't use: each free one is gone through.
 const TRIM_TIME: Duration = Duration::from_mins(5);
 pub(crate) const ASK_TIME: Duration = Duration::from_secs(10);
+/// A guest that doesn't come to rest says so before that.
+const SETTLE_TIME: Duration = Duration::from_mins(5);
 /// An identity waits for the driver of the network card.
 const IDENTIFY_TIME: Duration = Duration::from_secs(90);
 
@@ -258,6 +260,16 @@ pub(crate) async fn quiesce(machine: &dyn Machine) -> Result<(), GuestError> {
     within(ASK_TIME, ask(machine, Method::POST, "/quiesce", Vec::new()))
         .await
         .map(drop)
+}
+
+/// Has a guest that is to be a template come to rest.
+pub(crate) async fn settle(machine: &dyn Machine) -> Result<(), GuestError> {
+    within(
+        SETTLE_TIME,
+        ask(machine, Method::POST, "/settle", Vec::new()),
+    )
+    .await
+    .map(drop)
 }
 
 /// Has the guest write out what it holds for its disks, and go on.

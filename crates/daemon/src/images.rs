@@ -5,6 +5,7 @@ use crate::bases::Bases;
 use crate::config::HostGroupConfig;
 use crate::record::DiskKind;
 use crate::store::{ImageStore, PullState, outcome};
+use crate::templates::in_memory;
 use crate::vm::DiskGate;
 use crate::workdir::WorkDir;
 use slicer_api::Entrypoint;
@@ -38,6 +39,7 @@ pub(crate) struct GroupImage {
     group: HostGroupConfig,
     arch: Arch,
     kernel_image: Option<String>,
+    warm: bool,
     /// With what the store said of changes before.
     prepared: Mutex<Option<(u64, Arc<Prepared>)>>,
 }
@@ -49,7 +51,12 @@ impl GroupImage {
         arch: Arch,
         kernel_image: Option<String>,
     ) -> Self {
+        // Where no VM is declared, they are disposable, and wanted at once. A template is as large as a
+        // VM's memory, which it takes if that is where files are.
+        let on_demand = group.count == 0;
+        let by_default = || on_demand && !in_memory(store.bases().work().root());
         Self {
+            warm: group.warm.unwrap_or_else(by_default),
             store,
             group,
             arch,
@@ -61,6 +68,11 @@ impl GroupImage {
     /// The group.
     pub(crate) fn group(&self) -> &HostGroupConfig {
         &self.group
+    }
+
+    /// Whether its VMs begin as a template, where the hypervisor can.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.warm
     }
 
     /// The architecture of the group's VMs.
@@ -181,11 +193,11 @@ impl GroupImage {
         Ok(look().await?.ok_or_else(vanished)?)
     }
 
-    /// Makes the disk of a VM of this group. What is kept gets a disk that needs no base; what is
+    /// Makes the disk of a VM of this group, at this path. What is kept gets a disk that needs no base; what is
     /// thrown away may read from it.
     pub(crate) async fn clone_disk(
         &self,
-        vm: &str,
+        disk: PathBuf,
         kept: bool,
         formats: &[DiskFormat],
         gate: DiskGate,
@@ -204,7 +216,6 @@ impl GroupImage {
                 break (base, reading);
             }
         };
-        let disk = self.work().disk(vm);
         let size = self.group.storage_size;
         let job = move || {
             let _reading = reading;

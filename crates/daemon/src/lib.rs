@@ -32,6 +32,7 @@ mod shares;
 mod store;
 mod supervisor;
 mod tags;
+mod templates;
 mod vm;
 mod vmnet;
 mod workdir;

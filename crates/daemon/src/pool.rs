@@ -19,6 +19,8 @@ use tracing::{debug, info, warn};
 /// How long the guest of a spare goes on once its agent is there: what its image starts has started by
 /// then.
 const SETTLE_TIME: Duration = Duration::from_secs(15);
+/// One that began as a template has done that.
+const CLONE_SETTLE_TIME: Duration = Duration::from_secs(2);
 /// After one that could not be booted.
 const RETRY_TIME: Duration = Duration::from_secs(30);
 /// After one was taken: who took it has the host first.
@@ -153,7 +155,11 @@ impl Keeper {
                 Some(done) = booting.join_next() => match done {
                     Ok(Ok(spare)) => {
                         debug!("group {}: a spare is there", self.group.name);
-                        self.spares.push((spare, Some(Instant::now() + SETTLE_TIME)));
+                        let settle = match spare.record.template {
+                            Some(_) => CLONE_SETTLE_TIME,
+                            None => SETTLE_TIME,
+                        };
+                        self.spares.push((spare, Some(Instant::now() + settle)));
                     }
                     Ok(Err(e)) => {
                         warn!("group {}: no spare VM: {e}", self.group.name);

@@ -72,6 +72,18 @@ pub(crate) struct VmRecord {
     /// The name in the guest, when it isn't its own.
     #[serde(default)]
     pub(crate) guest_hostname: Option<String>,
+    /// What its machine began as a clone of, if it did.
+    #[serde(default)]
+    pub(crate) template: Option<Origin>,
+}
+
+/// A template, to a VM that began as its clone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    /// The template, which may be gone since.
+    pub(crate) id: String,
+    /// The hardware address that the VM's network card began with.
+    pub(crate) mac: [u8; 6],
 }
 
 /// A disk's format, as records spell it.
@@ -157,6 +169,7 @@ impl VmRecord {
             parent_commit_id: None,
             fixups: None,
             guest_hostname: None,
+            template: None,
         })
     }
 
@@ -293,6 +306,7 @@ pub(crate) mod tests {
             parent_commit_id: None,
             fixups: None,
             guest_hostname: None,
+            template: None,
         }
     }
 

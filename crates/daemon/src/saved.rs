@@ -35,7 +35,7 @@ pub(crate) struct Saved {
 
 /// A file of the machine, as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub(crate) struct Stamp {
     /// What it is to the machine, for its path may change with the working directory's.
     role: String,
     size: u64,
@@ -44,7 +44,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(role: &str, path: &Path) -> io::Result<Self> {
+    pub(crate) fn of(role: &str, path: &Path) -> io::Result<Self> {
         let meta = fs::metadata(path)?;
         Ok(Self {
             role: role.to_owned(),
@@ -209,6 +209,7 @@ mod tests {
             network: None,
             shares: Vec::new(),
             rosetta: false,
+            clonable: false,
             console: work.console("a-1"),
             state_dir: work.run("a-1"),
         }

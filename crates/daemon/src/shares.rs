@@ -83,6 +83,7 @@ mod tests {
         Capabilities {
             archs: Vec::new(),
             save_restore: false,
+            templates: false,
             rosetta: Err(String::new()),
             shares,
             disk_formats: Vec::new(),

@@ -15,6 +15,7 @@ use crate::saved::{self, Saved};
 use crate::secrets::Secrets;
 use crate::store::ImageStore;
 use crate::tags;
+use crate::templates::{Maker, Templates, Want, check_group};
 use crate::vm::spare::{self, Spare};
 use crate::vm::{self, Phase, Start, VmHandle, remove_files};
 use crate::workdir::WorkDir;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) github: Github,
     pub(crate) commits: Commits,
     pub(crate) networking: Networking,
+    pub(crate) templates: Arc<Templates>,
     vms: Mutex<BTreeMap<String, VmHandle>>,
     /// Addresses of spare VMs. Taken only while `vms` is held.
     spare_addresses: Mutex<BTreeSet<Ipv4Addr>>,
@@ -56,6 +59,11 @@ pub(crate) struct Shared {
 impl Shared {
     fn vms(&self) -> MutexGuard<'_, BTreeMap<String, VmHandle>> {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All VMs.
+    pub(crate) fn handles(&self) -> Vec<VmHandle> {
+        self.vms().values().cloned().collect()
     }
 
     /// A VM that a commit is of, or that was forked from it.
@@ -123,6 +131,8 @@ pub(crate) struct Supervisor {
     pub(crate) ending: Notify,
     /// Held while a VM is given its friendly name, which must be nobody else's.
     naming: tokio::sync::Mutex<()>,
+    /// Ends the making of templates.
+    no_templates: CancellationToken,
 }
 
 impl Supervisor {
@@ -139,6 +149,8 @@ impl Supervisor {
         commits::follow(&work, &commits)?;
         let bases = Arc::new(Bases::new(work.clone()));
         let names: Vec<_> = config.host_groups.iter().map(|g| g.name.as_str()).collect();
+        let hv = &*hypervisor;
+        let (templates, wants) = Templates::open(work.clone(), bases.clone(), hv, &names).await?;
         bases.remove_unused(&names)?;
         let tasks = TaskTracker::new();
         let images = ImageStore::open(config, bases, arch, tasks.clone())?;
@@ -164,6 +176,7 @@ impl Supervisor {
             github: Github::from_env(),
             commits,
             networking,
+            templates: Arc::new(templates),
             vms: Mutex::default(),
             spare_addresses: Mutex::default(),
             phases: watch::channel(()).0,
@@ -179,9 +192,12 @@ impl Supervisor {
             stopping: AtomicBool::new(false),
             ending: Notify::new(),
             naming: tokio::sync::Mutex::default(),
+            no_templates: CancellationToken::new(),
         });
         this.recover().await?;
         this.start_configured()?;
+        let maker = Maker::new(this.shared.clone(), wants);
+        this.tasks.spawn(maker.run(this.no_templates.clone()));
         for group in &this.groups {
             let (shared, config) = (this.shared.clone(), group.config.clone());
             let address = move || shared.spare_address(&config);
@@ -192,13 +208,17 @@ impl Supervisor {
             // So that the first launch need not wait for it; a launch that comes earlier does.
             let (image, name) = (group.image.clone(), group.config.name.clone());
             let runs = this.shared.hypervisor.check_arch(image.arch());
+            let wish = this.wish(group);
+            let templates = this.shared.templates.clone();
             this.tasks.spawn(async move {
                 let prepared = match runs {
                     Ok(()) => image.prepare().await.map(drop),
                     Err(e) => Err(e.into()),
                 };
-                if let Err(e) = prepared {
-                    warn!("group {name}: {e}");
+                match (prepared, wish) {
+                    (Ok(()), Some(wish)) => templates.want(wish),
+                    (Ok(()), None) => {}
+                    (Err(e), _) => warn!("group {name}: {e}"),
                 }
             });
         }
@@ -307,6 +327,30 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// The template that launches of a group ask for unless they say otherwise, if it is to have one.
+    fn wish(&self, group: &Group) -> Option<Want> {
+        let config = &group.config;
+        if !group.image.is_warm() {
+            return None;
+        }
+        if let Err(why) = check_group(config, self.shared.hypervisor.capabilities()) {
+            if config.warm == Some(true) {
+                warn!("group {}: warm has no effect: {why}", config.name);
+            }
+            return None;
+        }
+        let ip = config.network.pool().next()?;
+        let name = config.name.clone();
+        let record = VmRecord::new(config, name, ip, group.arch(), &CreateNode::default());
+        Some(Want {
+            image: group.image.clone(),
+            record: VmRecord {
+                wants_entrypoint: false,
+                ..record.ok()?
+            },
+        })
     }
 
     /// Gives a VM whose record is on disk its actor.
@@ -619,6 +663,7 @@ impl Supervisor {
             self.stopping.store(true, Ordering::Relaxed);
         }
         self.images.stop();
+        self.no_templates.cancel();
         for group in &self.groups {
             if let Some(pool) = group.pool.get() {
                 pool.end().await;

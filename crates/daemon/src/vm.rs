@@ -1,6 +1,7 @@
 //! A VM is an actor: one task owns its machine and its state. All that happens to it goes through
 //! its mailbox, is on disk before it is acknowledged, and is seen on its watch channel.
 
+mod clone;
 mod commit;
 mod disk;
 mod export;
@@ -11,6 +12,7 @@ pub(crate) mod spare;
 mod stall;
 mod suspend;
 
+pub(crate) use clone::template_spec;
 pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
@@ -22,14 +24,18 @@ use crate::error::FREE_SPACE;
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
-use crate::record::{DiskKind, VmRecord};
+use crate::record::{DiskKind, Origin, VmRecord};
 use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use handle::{Command, Reply};
 use launch::{import_keys, launch};
-use slicer_api::{ApiError, Entrypoint, Identity, NetworkIdentity, ShutdownAction, TagsChange};
-use slicer_machine::{Machine, MachineError, MachineState, StopReason};
+use slicer_api::{
+    ApiError, Entrypoint, Identity, NetworkIdentity, Renewal, ShutdownAction, TagsChange,
+};
+use slicer_machine::{MacAddress, Machine, MachineError, MachineState, StopReason};
 use slicer_network::NetworkError;
 use spare::Spare;
 use std::net::Ipv4Addr;
@@ -41,6 +47,8 @@ use tracing::{info, warn};
 
 /// How long a guest may take to power off when asked.
 pub(crate) const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
+/// Bytes by which the random numbers of a clone become its own.
+const SEED: usize = 64;
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 
@@ -155,6 +163,8 @@ struct Launched {
     imported_keys: Option<Vec<String>>,
     /// What of its image it shall run.
     entrypoint: Option<Entrypoint>,
+    /// What it began as a clone of.
+    template: Option<Origin>,
     /// Whether it was suspended and runs on.
     restored: bool,
     /// Why it was booted though it had been suspended.
@@ -468,8 +478,10 @@ impl Vm {
                 if self.record.disk != disk
                     || launched.imported_keys.is_some()
                     || self.record.entrypoint != launched.entrypoint
+                    || self.record.template != launched.template
                 {
                     self.record.disk = disk;
+                    self.record.template = launched.template;
                     self.record.entrypoint = launched.entrypoint;
                     if launched.imported_keys.is_some() {
                         self.record.imported_keys = launched.imported_keys;
@@ -734,6 +746,16 @@ impl Vm {
                 self.shared.hypervisor.capabilities(),
             ),
             rosetta: self.image.group().rosetta,
+            renewal: self.record.template.as_ref().map(|origin| {
+                let mut seed = [0; SEED];
+                let drawn = getrandom::fill(&mut seed);
+                Renewal {
+                    id: self.record.mac().to_string(),
+                    // An agent takes no clone for ready that has none.
+                    seed: drawn.map_or_else(|_| String::new(), |()| BASE64.encode(seed)),
+                    mac: MacAddress(origin.mac).to_string(),
+                }
+            }),
         }
     }
 }

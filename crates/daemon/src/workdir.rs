@@ -12,6 +12,7 @@
 //! .slicer/bases/                       images as disks, the parents of VMs' disks
 //! .slicer/run/<vm>/                    what the hypervisor keeps while a VM runs
 //! .slicer/suspended/<vm>/              the memory of a VM that is suspended, see `saved`
+//! .slicer/templates/<id>/              a VM to begin others as, see `templates`
 //! .slicer/commits/<id>/                a commit: a VM's disk as it once was, see `commits`
 //! .slicer/auth/token                   the API's bearer token
 //! ```
@@ -90,7 +91,15 @@ impl WorkDir {
             let made = DirBuilder::new().recursive(true).mode(mode).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
         }
-        for dir in ["vms", "run", "commits", "auth", "bases", "suspended"] {
+        for dir in [
+            "vms",
+            "run",
+            "commits",
+            "auth",
+            "bases",
+            "suspended",
+            "templates",
+        ] {
             let dir = state.join(dir);
             let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             made.map_err(DaemonError::io("create", dir))?;
@@ -186,6 +195,10 @@ impl WorkDir {
     /// Where the saved state of a VM is.
     pub(crate) fn suspended(&self, vm: &str) -> PathBuf {
         self.all_suspended().join(vm)
+    }
+
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.root.join(".slicer/templates")
     }
 
     pub(crate) fn commits(&self) -> PathBuf {

@@ -21,6 +21,15 @@ pub const POINTS: &[&str] = &[
     "launch.disk",
     "launch.machine",
     "launch.running",
+    // It has a template's disk; it runs on where the template was saved.
+    "clone.disk",
+    "clone.machine",
+    // A template's directory is there; it boots; all of it is there; it is one; it is none any more.
+    "template.begun",
+    "template.booting",
+    "template.saved",
+    "template.complete",
+    "template.forgotten",
     // What tells of its process is the VM's, its disk and console aren't.
     "spare.given",
     // Its machine is gone; its disk has another name; only that is left.

@@ -48,6 +48,7 @@ impl<F: Framework> Apple<F> {
         let capabilities = Capabilities {
             archs: vec![Arch::Aarch64],
             save_restore: host.save_restore,
+            templates: false,
             shares: Ok(()),
             rosetta: host.rosetta.check(),
             disk_formats: vec![DiskFormat::Raw],

@@ -57,6 +57,7 @@ pub(crate) fn spec(name: &str) -> MachineSpec {
             read_only: false,
         }],
         rosetta: false,
+        clonable: false,
         console: "/w/logs/slicer-1.txt".into(),
         state_dir: "/w/.slicer/run/slicer-1".into(),
     }

@@ -139,6 +139,7 @@ async fn probe(spawner: &Spawner, program: &Path, arch: Arch, boot: &Boot) -> Re
         args,
         sockets: None,
         tap: None,
+        nice: false,
         share: None,
     };
     let mut child = spawner.spawn(start).await.map_err(|e| e.to_string())?;

@@ -23,6 +23,10 @@ const PORT_VECTORS: u32 = 2 * PORTS + 3;
 /// By it the guest tells which of its memory is free, which then takes none of the host's. After
 /// the other devices, so that these keep their places.
 const BALLOON: &str = "virtio-balloon-pci,free-page-reporting=on";
+/// Of a machine whose memory may be a template's: what the guest reports free, QEMU would cut out of
+/// the file that all clones share. There is no `vmgenid` in it: qboot, our firmware, halts at what it
+/// asks for, and the agent tells a guest that it was cloned.
+const SHY_BALLOON: &str = "virtio-balloon-pci";
 /// The name by which the guest finds the port.
 const AGENT_PORT_NAME: &str = "slicer.agent";
 
@@ -94,14 +98,33 @@ pub(crate) fn base(arch: Arch, accel: Accelerator, cpus: u32, memory_bytes: u64)
     a
 }
 
+/// Where a machine's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Memory<'a> {
+    /// Its own.
+    Own,
+    /// In a new file, which is a template's later.
+    File(&'a Path),
+    /// A template's, of which it has its own copy of all pages that it writes to.
+    Copy(&'a Path),
+}
+
 /// The whole command line, without the program.
-pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsString>, MachineError> {
+pub(crate) fn build(
+    spec: &MachineSpec,
+    accel: Accelerator,
+    memory: Memory<'_>,
+) -> Result<Vec<OsString>, MachineError> {
     let mut a = base(spec.arch, accel, spec.cpus, spec.memory_bytes);
     let mut push = |items: [&OsStr; 2]| a.extend(items.map(OsStr::to_owned));
     if !spec.shares.is_empty() {
         for [option, value] in for_shares(spec) {
             push([option.as_ref(), value.as_ref()]);
         }
+    }
+    if spec.clonable {
+        push(["-object".as_ref(), backend(spec, memory)?.as_ref()]);
+        push(["-machine".as_ref(), "memory-backend=mem".as_ref()]);
     }
     push([
         "-name".as_ref(),
@@ -149,8 +172,28 @@ pub(crate) fn build(spec: &MachineSpec, accel: Accelerator) -> Result<Vec<OsStri
         let device = format!("virtio-net-pci,netdev=net,mac={mac}");
         push(["-device".as_ref(), device.as_ref()]);
     }
-    push(["-device".as_ref(), BALLOON.as_ref()]);
+    if spec.clonable {
+        push(["-device".as_ref(), SHY_BALLOON.as_ref()]);
+    } else {
+        push(["-device".as_ref(), BALLOON.as_ref()]);
+    }
     Ok(a)
+}
+
+/// Memory under the name that a template's has.
+fn backend(spec: &MachineSpec, memory: Memory<'_>) -> Result<OsString, MachineError> {
+    let (kind, file, more) = match memory {
+        Memory::Own => ("ram", None, ""),
+        Memory::File(path) => ("file", Some(path), ",share=on"),
+        Memory::Copy(path) => ("file", Some(path), ",share=off"),
+    };
+    let size = spec.memory_bytes >> 20;
+    let mut text = OsString::from(format!("memory-backend-{kind},id=mem,size={size}M{more}"));
+    if let Some(path) = file {
+        text.push(",mem-path=");
+        text.push(doubled_commas(path)?);
+    }
+    Ok(text)
 }
 
 /// Memory that another process can map, and a port for each share's device: only there can it come
@@ -251,13 +294,18 @@ mod tests {
             })),
             shares: Vec::new(),
             rosetta: false,
+            clonable: false,
             console: "/w/logs/a,b.txt".into(),
             state_dir: "/w/.slicer/run/sbox-1".into(),
         }
     }
 
     fn line(spec: &MachineSpec, accel: Accelerator) -> String {
-        let args = build(spec, accel).unwrap();
+        with(spec, accel, Memory::Own)
+    }
+
+    fn with(spec: &MachineSpec, accel: Accelerator, memory: Memory<'_>) -> String {
+        let args = build(spec, accel, memory).unwrap();
         args.iter()
             .map(|a| a.to_str().unwrap())
             .collect::<Vec<_>>()
@@ -359,6 +407,29 @@ mod tests {
     fn guests_tell_what_memory_is_free() {
         for accel in [Accelerator::Tcg, Accelerator::Kvm] {
             assert!(line(&spec(), accel).contains(" virtio-balloon-pci,free-page-reporting=on"));
+        }
+    }
+
+    #[test]
+    fn what_is_cloned_never_cuts_out_of_the_memory_it_shares() {
+        let mut spec = spec();
+        spec.clonable = true;
+        let path = Path::new("/w/t,1/memory");
+        for (memory, object) in [
+            (Memory::Own, "memory-backend-ram,id=mem,size=1024M "),
+            (
+                Memory::File(path),
+                "memory-backend-file,id=mem,size=1024M,share=on,mem-path=/w/t,,1/memory ",
+            ),
+            (
+                Memory::Copy(path),
+                "memory-backend-file,id=mem,size=1024M,share=off,mem-path=/w/t,,1/memory ",
+            ),
+        ] {
+            let line = with(&spec, Accelerator::Tcg, memory);
+            assert!(line.contains(&format!("-object {object}")), "{line}");
+            assert!(line.contains(" -machine memory-backend=mem "), "{line}");
+            assert!(!line.contains("free-page-reporting"), "{line}");
         }
     }
 

@@ -22,10 +22,11 @@ mod vm;
 pub use accel::Accelerator;
 
 use accel::AccelChoice;
+use args::Memory;
 use async_trait::async_trait;
 use process::Spawner;
 use slicer_machine::{
-    Arch, Capabilities, DiskFormat, Hypervisor, Machine, MachineError, MachineSpec,
+    Arch, Capabilities, DiskFormat, Hypervisor, Machine, MachineError, MachineSpec, Template,
 };
 use std::path::{Path, PathBuf};
 use virtiofsd::Virtiofsd;
@@ -68,6 +69,7 @@ impl Qemu {
         let capabilities = Capabilities {
             archs: programs.iter().map(|(arch, _)| *arch).collect(),
             save_restore: true,
+            templates: true,
             shares: virtiofsd.as_ref().map(drop).map_err(Clone::clone),
             rosetta: Err(NO_ROSETTA.to_owned()),
             disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],
@@ -107,10 +109,12 @@ impl Qemu {
         }
     }
 
-    /// Starts a machine; `saved` is the file and the note of one that was saved, which it takes up.
+    /// Starts a machine whose memory is there; `saved` is the file and the note of one that was saved,
+    /// which it takes up.
     async fn start(
         &self,
         spec: &MachineSpec,
+        memory: Memory<'_>,
         saved: Option<(&Path, &str)>,
     ) -> Result<Box<dyn Machine>, MachineError> {
         if spec.rosetta {
@@ -128,16 +132,20 @@ impl Qemu {
             .await;
         let incoming = match saved {
             None => None,
-            Some((memory, note)) => {
+            Some((state, note)) => {
                 let note = save::Note::read(&spec.name, note)?;
-                note.check(spec, accel)?;
-                let memory = save::open(memory).await?;
-                Some(vm::Incoming { memory, note })
+                let kept = match memory {
+                    Memory::Copy(_) => save::Kept::Elsewhere,
+                    Memory::Own | Memory::File(_) => save::Kept::Within,
+                };
+                note.check(spec, accel, kept)?;
+                let state = save::open(state).await?;
+                Some(vm::Incoming { state, note })
             }
         };
-        let spawner = &self.spawner;
+        let (spawner, begin) = (&self.spawner, vm::Begin { memory, incoming });
         let machine =
-            vm::QemuMachine::launch(spawner, program, accel, spec, virtiofsd, incoming).await?;
+            vm::QemuMachine::launch(spawner, program, accel, spec, virtiofsd, begin).await?;
         Ok(Box::new(machine))
     }
 }
@@ -161,7 +169,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
-        self.start(&spec, None).await
+        self.start(&spec, Memory::Own, None).await
     }
 
     async fn restore(
@@ -170,7 +178,27 @@ impl Hypervisor for Qemu {
         memory: &Path,
         note: &str,
     ) -> Result<Box<dyn Machine>, MachineError> {
-        self.start(&spec, Some((memory, note))).await
+        self.start(&spec, Memory::Own, Some((memory, note))).await
+    }
+
+    async fn launch_template(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        save::create(memory, spec.memory_bytes).await?;
+        self.start(&spec, Memory::File(memory), None).await
+    }
+
+    async fn clone_template(
+        &self,
+        spec: MachineSpec,
+        template: &Template<'_>,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        save::check_size(&spec.name, template.memory, spec.memory_bytes).await?;
+        let memory = Memory::Copy(template.memory);
+        let saved = Some((template.state, template.note));
+        self.start(&spec, memory, saved).await
     }
 
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError> {

@@ -37,7 +37,12 @@ pub(crate) struct Start {
     pub(crate) tap: Option<OwnedFd>,
     /// A virtiofsd's socket, and what it gives up before it is run.
     pub(crate) share: Option<ShareStart>,
+    /// Whether others have precedence.
+    pub(crate) nice: bool,
 }
+
+/// How nice a process is before which others have precedence.
+const NICE: i32 = 10;
 
 /// What there is to the start of a virtiofsd.
 pub(crate) struct ShareStart {
@@ -157,6 +162,16 @@ fn spawn(start: Start) -> io::Result<Child> {
         command.fd_mappings(mappings).map_err(io::Error::other)?;
     } else {
         command.stdout(Stdio::piped());
+    }
+    if start.nice {
+        // SAFETY: between fork and exec a single system call is made.
+        unsafe {
+            command.pre_exec(|| {
+                // One that isn't gets its work done all the same.
+                let _ = rustix::process::setpriority_process(None, NICE);
+                Ok(())
+            })
+        };
     }
     let parent = rustix::process::getpid();
     let die_with_parent = move || {
@@ -318,6 +333,7 @@ mod tests {
             sockets: None,
             tap: None,
             share: None,
+            nice: false,
         }
     }
 

@@ -2,7 +2,7 @@
 //! (<https://www.qemu.org/docs/master/devel/migration/main.html>).
 
 use crate::Accelerator;
-use crate::args;
+use crate::args::{self, Memory};
 use crate::vm::QemuMachine;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -45,6 +45,15 @@ impl Migration {
     }
 }
 
+/// Where the memory of a machine is whose state is written or read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// In the state.
+    Within,
+    /// In a file that the machine's memory is mapped from.
+    Elsewhere,
+}
+
 /// Of what machine a state is: another one can't take it up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Origin {
@@ -58,7 +67,7 @@ const HARDWARE: [&str; 6] = ["-machine", "-bios", "-cpu", "-smp", "-m", "-device
 
 impl Origin {
     pub(crate) fn of(spec: &MachineSpec, accelerator: Accelerator) -> Self {
-        let args = args::build(spec, accelerator).unwrap_or_default();
+        let args = args::build(spec, accelerator, Memory::Own).unwrap_or_default();
         let pairs = args.windows(2);
         let seen = pairs.filter(|pair| HARDWARE.iter().any(|option| pair[0] == *option));
         Self {
@@ -66,6 +75,18 @@ impl Origin {
             hardware: seen
                 .map(|pair| format!("{} {}", pair[0].display(), pair[1].display()))
                 .collect(),
+        }
+    }
+
+    /// Without the address of its network card, which each clone has its own of.
+    fn without_address(&self) -> Self {
+        let bare = |option: &String| match option.split_once(",mac=") {
+            Some((before, _)) => before.to_owned(),
+            None => option.clone(),
+        };
+        Self {
+            accelerator: self.accelerator,
+            hardware: self.hardware.iter().map(bare).collect(),
         }
     }
 
@@ -113,8 +134,14 @@ impl Note {
         &self,
         spec: &MachineSpec,
         accelerator: Accelerator,
+        kept: Kept,
     ) -> Result<(), MachineError> {
-        match Origin::of(spec, accelerator).differs(&self.origin) {
+        let (now, then) = (Origin::of(spec, accelerator), &self.origin);
+        let differs = match kept {
+            Kept::Within => now.differs(then),
+            Kept::Elsewhere => now.without_address().differs(&then.without_address()),
+        };
+        match differs {
             Some(why) => Err(incompatible(&spec.name, why)),
             None => Ok(()),
         }
@@ -146,21 +173,42 @@ pub(crate) async fn open(path: &Path) -> Result<OwnedFd, MachineError> {
     Ok(file.into())
 }
 
+/// Makes the file that a machine's memory is to be, of this many bytes, all of them zero.
+pub(crate) async fn create(path: &Path, size: u64) -> Result<(), MachineError> {
+    let failed = io_failed("create", path);
+    let path = path.to_owned();
+    let made = spawn_blocking(move || new_file(&path)?.set_len(size)).await;
+    made.unwrap_or_else(|e| Err(e.into())).map_err(failed)
+}
+
+/// Refuses a file of memory that is of another size: one that ends early would end its VMs.
+pub(crate) async fn check_size(vm: &str, path: &Path, size: u64) -> Result<(), MachineError> {
+    let failed = io_failed("look at", path);
+    let looked = tokio::fs::metadata(path).await.map_err(failed)?;
+    if looked.len() == size {
+        return Ok(());
+    }
+    let why = format!(
+        "{} has {} bytes in place of {size}",
+        path.display(),
+        looked.len()
+    );
+    Err(incompatible(vm, why))
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
 impl QemuMachine {
-    pub(crate) async fn save_to(&self, path: &Path) -> Result<String, MachineError> {
+    pub(crate) async fn save_to(&self, path: &Path, kept: Kept) -> Result<String, MachineError> {
         let create = path.to_owned();
-        let created = spawn_blocking(move || {
-            let mut options = OpenOptions::new();
-            options
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(create)
-        });
+        let created = spawn_blocking(move || new_file(&create));
         let file = created.await.unwrap_or_else(|e| Err(e.into()));
         let file = file.map_err(io_failed("create", path))?;
         let version = self.command("query-version").await?;
-        self.prepare_migration(&file).await?;
+        self.prepare_migration(&file, kept).await?;
         let uri = json!({ "uri": format!("fd:{FD_NAME}") });
         let mut migration = self.migration.clone();
         migration.mark_unchanged();
@@ -181,13 +229,18 @@ impl QemuMachine {
     }
 
     /// Reads the state that a machine of the same kind wrote.
-    pub(crate) async fn load(&self, memory: &OwnedFd, note: &Note) -> Result<(), MachineError> {
+    pub(crate) async fn load(
+        &self,
+        state: &OwnedFd,
+        note: &Note,
+        kept: Kept,
+    ) -> Result<(), MachineError> {
         let version = self.command("query-version").await?["qemu"].to_string();
         if version != note.qemu {
             let why = format!("QEMU {} wrote it, and this is {version}", note.qemu);
             return Err(incompatible(&self.name, why));
         }
-        self.prepare_migration(memory).await?;
+        self.prepare_migration(state, kept).await?;
         let uri = json!({ "uri": format!("fd:{FD_NAME}") });
         let mut migration = self.migration.clone();
         migration.mark_unchanged();
@@ -213,9 +266,13 @@ impl QemuMachine {
     }
 
     /// Readies QEMU for a migration whose way is `file`.
-    async fn prepare_migration(&self, file: &impl AsFd) -> Result<(), MachineError> {
-        let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.command_with("migrate-set-capabilities", events, None)
+    async fn prepare_migration(&self, file: &impl AsFd, kept: Kept) -> Result<(), MachineError> {
+        let mut capabilities = vec![json!({ "capability": "events", "state": true })];
+        if kept == Kept::Elsewhere {
+            capabilities.push(json!({ "capability": "x-ignore-shared", "state": true }));
+        }
+        let capabilities = json!({ "capabilities": capabilities });
+        self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;
         let speed = json!({ "max-bandwidth": BANDWIDTH });
         self.command_with("migrate-set-parameters", speed, None)

@@ -1,12 +1,12 @@
 //! One running VM.
 
 use crate::accel::Accelerator;
-use crate::args;
+use crate::args::{self, Memory};
 use crate::channel::{Channel, Keeper, channel};
 use crate::memory::Status;
 use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
-use crate::save::{Migration, Note, Origin};
+use crate::save::{Kept, Migration, Note, Origin};
 use crate::shares::Shares;
 use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
@@ -47,8 +47,15 @@ pub(crate) struct QemuMachine {
 
 /// What a machine takes up that was saved.
 pub(crate) struct Incoming {
-    pub(crate) memory: OwnedFd,
+    pub(crate) state: OwnedFd,
     pub(crate) note: Note,
+}
+
+/// What a machine begins with.
+pub(crate) struct Begin<'a> {
+    pub(crate) memory: Memory<'a>,
+    /// Nothing, when it boots.
+    pub(crate) incoming: Option<Incoming>,
 }
 
 impl QemuMachine {
@@ -58,8 +65,9 @@ impl QemuMachine {
         accel: Accelerator,
         spec: &MachineSpec,
         virtiofsd: Option<Virtiofsd>,
-        incoming: Option<Incoming>,
+        begin: Begin<'_>,
     ) -> Result<Self, MachineError> {
+        let Begin { memory, incoming } = begin;
         let io = |source| MachineError::Io {
             action: "make sockets in",
             path: spec.state_dir.clone(),
@@ -69,7 +77,7 @@ impl QemuMachine {
         let (agent_near, agent_far) = StdUnixStream::pair().map_err(io)?;
         qmp_near.set_nonblocking(true).map_err(io)?;
         agent_near.set_nonblocking(true).map_err(io)?;
-        let mut args = args::build(spec, accel)?;
+        let mut args = args::build(spec, accel, memory)?;
         if incoming.is_some() || !spec.shares.is_empty() {
             args.push("-S".into());
         }
@@ -93,6 +101,7 @@ impl QemuMachine {
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
             tap,
             share: None,
+            nice: matches!(memory, Memory::File(_)),
         };
         let mut child = spawner.spawn(start).await?;
         write_note(&spec.state_dir.join(QEMU_NOTE), &child)?;
@@ -158,7 +167,11 @@ impl QemuMachine {
             tasks,
         };
         if let Some(incoming) = incoming {
-            machine.load(&incoming.memory, &incoming.note).await?;
+            let kept = match memory {
+                Memory::Copy(_) => Kept::Elsewhere,
+                Memory::Own | Memory::File(_) => Kept::Within,
+            };
+            machine.load(&incoming.state, &incoming.note, kept).await?;
         }
         if let Some(shares) = &machine.shares {
             shares.attach().await?;
@@ -236,7 +249,12 @@ impl Machine for QemuMachine {
     }
 
     async fn save(&self, memory: &Path) -> Result<String, MachineError> {
-        self.save_to(memory).await
+        self.save_to(memory, Kept::Within).await
+    }
+
+    async fn save_template(&self, state: &Path) -> Result<String, MachineError> {
+        self.pause().await?;
+        self.save_to(state, Kept::Elsewhere).await
     }
 
     async fn detach_shares(&self) -> Result<(), MachineError> {

@@ -33,6 +33,8 @@ pub struct Capabilities {
     pub archs: Vec<Arch>,
     /// Whether a paused VM's memory can be saved to a file and restored.
     pub save_restore: bool,
+    /// Whether templates can be made of VMs, see [`Hypervisor::launch_template`].
+    pub templates: bool,
     /// Whether host folders can be shared into a guest, or why not and what to do about it.
     pub shares: Result<(), String>,
     /// Whether guests can be given Rosetta, or why not and what to do about it.
@@ -64,6 +66,17 @@ pub enum StopReason {
     Killed,
     /// The backend or its process failed; the text says how.
     Crashed(String),
+}
+
+/// What was saved of a VM that was to be a template.
+#[derive(Debug, Clone, Copy)]
+pub struct Template<'a> {
+    /// Its memory.
+    pub memory: &'a Path,
+    /// The state of its devices.
+    pub state: &'a Path,
+    /// What [`Machine::save_template`] answered.
+    pub note: &'a str,
 }
 
 /// A way to run virtual machines. One exists per daemon.
@@ -108,6 +121,47 @@ pub trait Hypervisor: Send + Sync {
         note: &str,
     ) -> Result<Box<dyn Machine>, MachineError>;
 
+    /// Starts a VM of which a template is to be made: its memory is the new file `memory`, so that
+    /// nothing of it needs to be copied. What else runs on the host has precedence.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] where the backend can't.
+    async fn launch_template(
+        &self,
+        spec: MachineSpec,
+        memory: &Path,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let _ = (spec, memory);
+        Err(self.no_templates())
+    }
+
+    /// Starts a VM that begins as the one of which `template` was made, all of whose memory it shares
+    /// until it writes to it. Its disk is a copy of the template's. When this returns, it runs on where
+    /// the other was saved, and is its twin until its agent has been told otherwise. The template's
+    /// files are only read.
+    ///
+    /// # Errors
+    /// [`MachineError::Incompatible`] when this machine can never begin as that one,
+    /// [`MachineError::Unsupported`] where the backend can't.
+    async fn clone_template(
+        &self,
+        spec: MachineSpec,
+        template: &Template<'_>,
+    ) -> Result<Box<dyn Machine>, MachineError> {
+        let _ = (spec, template);
+        Err(self.no_templates())
+    }
+
+    /// That there are no templates here.
+    fn no_templates(&self) -> MachineError {
+        MachineError::Unsupported {
+            what: "a template",
+            backend: self.name(),
+            why: "it can't start VMs from shared memory: have spare ones booted, by `warm_pool`"
+                .to_owned(),
+        }
+    }
+
     /// Ends whatever a daemon that died left running for the VM whose [`MachineSpec::state_dir`]
     /// this is. Nothing to do is success.
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError>;
@@ -134,6 +188,21 @@ pub trait Machine: Send + Sync {
     /// [`MachineError::Unsupported`] where the backend can't. Whatever the error, the VM is as it was,
     /// and the file worthless.
     async fn save(&self, memory: &Path) -> Result<String, MachineError>;
+
+    /// Makes a VM that [`Hypervisor::launch_template`] started a template: writes the state of its
+    /// devices to a new file, durably, as its memory is then. The VM doesn't run any more: it is to be
+    /// killed, which leaves memory and disk as they are. Answers with [`Template::note`].
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] for any other VM. Whatever the error, the template is worthless.
+    async fn save_template(&self, state: &Path) -> Result<String, MachineError> {
+        let _ = state;
+        Err(MachineError::Unsupported {
+            what: "a template",
+            backend: "this one",
+            why: "the VM was not started to be one".to_owned(),
+        })
+    }
 
     /// Takes the host folders out of a running guest, with which [`Machine::save`] may not be able to
     /// cope. The guest is to have unmounted them: what still uses them fails. Without any, success.

@@ -194,6 +194,10 @@ pub struct MachineSpec {
     /// for x86-64. Only for a backend whose [`Capabilities::rosetta`](crate::Capabilities::rosetta)
     /// says so.
     pub rosetta: bool,
+    /// Whether it is of the kind of which templates are made, and their clones: what of its devices
+    /// would write to memory that clones share is left out. It has no shares. Only for a backend whose
+    /// [`Capabilities::templates`](crate::Capabilities::templates) says so.
+    pub clonable: bool,
     /// The file its serial console is appended to.
     pub console: PathBuf,
     /// A directory of this VM alone, for the backend's sockets and notes. It exists, and is short

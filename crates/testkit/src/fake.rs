@@ -83,6 +83,7 @@ impl FakeHypervisor {
             capabilities: Capabilities {
                 archs: vec![host],
                 save_restore: true,
+                templates: false,
                 rosetta: Err("a hypervisor without VMs has none".into()),
                 shares: Err("there is no guest".to_owned()),
                 disk_formats: vec![DiskFormat::Raw, DiskFormat::Qcow2],

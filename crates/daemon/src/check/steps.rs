@@ -135,6 +135,7 @@ impl Bench {
                 Err(_) => Vec::new(),
             },
             rosetta: capabilities.rosetta.is_ok(),
+            clonable: false,
             console: self.console_file(),
             state_dir: self.dir.join("run"),
         }

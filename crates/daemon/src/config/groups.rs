@@ -89,6 +89,9 @@ pub struct HostGroupConfig {
     pub github_user: String,
     /// What of the host the VMs see.
     pub shares: Vec<ShareConfig>,
+    /// Whether launches begin as a template of the group, that was booted once. Unless it says so, those
+    /// of groups do of which no VM is declared, where that costs no memory.
+    pub warm: Option<bool>,
     /// How many VMs are kept booted ahead, for launches to take.
     pub warm_pool: u32,
     /// Whether its VMs run programs for x86-64 by Rosetta, on Macs.
@@ -209,6 +212,10 @@ fn read_group(
         Some(field) => field.truth(report),
         None => Some(false),
     };
+    let warm = match table.take("warm") {
+        Some(field) => field.truth(report).map(Some),
+        None => Some(None),
+    };
     let warm_pool = number(table, "warm_pool", 0..=MAX_WARM_POOL, 0, report);
     let rosetta = match table.take("rosetta") {
         Some(field) => field.truth(report),
@@ -273,6 +280,7 @@ fn read_group(
         ssh_keys: ssh_keys?,
         github_user: github_user?,
         shares: shares?,
+        warm: warm?,
         warm_pool: warm_pool?,
         rosetta: rosetta?,
         sleep_action: sleep_action?,

@@ -1,6 +1,7 @@
 //! From a VM's record to its machine.
 
 use super::Launched;
+use super::clone::clone;
 use super::disk::DiskGate;
 use crate::DaemonError;
 use crate::config::NetworkConfig;
@@ -17,8 +18,8 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 pub(super) async fn launch(
-    shared: &Shared,
-    image: &GroupImage,
+    shared: &Arc<Shared>,
+    image: &Arc<GroupImage>,
     record: &VmRecord,
     network: &NetworkConfig,
     gate: DiskGate,
@@ -26,6 +27,11 @@ pub(super) async fn launch(
     let started = Instant::now();
     let shares = shares(shared, image, record)?;
     let prepared = prepare(shared, image, record).await?;
+    let begun = clone(shared, image, record, &prepared, network, &gate).await;
+    if let Some(launched) = begun {
+        slicer_fault::point("launch.machine");
+        return Ok(launched);
+    }
     let entrypoint = entrypoint(record, &prepared)?;
     let name = &record.hostname;
     let disk = match record.disk {
@@ -34,8 +40,9 @@ pub(super) async fn launch(
             Some(id) => fork_disk(shared, id, record, gate).await?,
             None => {
                 let formats = &shared.hypervisor.capabilities().disk_formats;
+                let disk = shared.work.disk(name);
                 image
-                    .clone_disk(name, record.is_kept(), formats, gate)
+                    .clone_disk(disk, record.is_kept(), formats, gate)
                     .await?
             }
         },
@@ -51,6 +58,8 @@ pub(super) async fn launch(
         shares,
         rosetta: image.group().rosetta,
         network: Some(card.network),
+        // It boots, whatever it was before.
+        clonable: false,
         ..spec(shared, record, &prepared, disk)
     };
     let machine = shared.hypervisor.launch(spec).await?;
@@ -62,6 +71,7 @@ pub(super) async fn launch(
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint,
+        template: None,
         restored: false,
         state_lost: None,
     })
@@ -139,13 +149,17 @@ pub(super) fn spec(
         network: None,
         shares: Vec::new(),
         rosetta: false,
+        clonable: record.template.is_some(),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }
 }
 
 /// What of its image a VM shall run. A disk keeps that of the image it was made from.
-fn entrypoint(record: &VmRecord, prepared: &Prepared) -> Result<Option<Entrypoint>, DaemonError> {
+pub(super) fn entrypoint(
+    record: &VmRecord,
+    prepared: &Prepared,
+) -> Result<Option<Entrypoint>, DaemonError> {
     if !record.wants_entrypoint {
         return Ok(None);
     }
@@ -185,7 +199,7 @@ async fn fork_disk(
 }
 
 /// Makes a disk that begins as a commit's.
-fn derive(
+pub(super) fn derive(
     base: &Path,
     format: DiskKind,
     disk: &Path,

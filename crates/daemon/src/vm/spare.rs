@@ -44,8 +44,8 @@ impl Spare {
     /// # Errors
     /// When it can't be launched, or its agent isn't there in time. Nothing of it is left then.
     pub(crate) async fn boot(
-        shared: &Shared,
-        image: &GroupImage,
+        shared: &Arc<Shared>,
+        image: &Arc<GroupImage>,
         network: &NetworkConfig,
         record: VmRecord,
         hold: Hold,
@@ -61,6 +61,7 @@ impl Spare {
         Ok(Self {
             record: VmRecord {
                 disk: Some(launched.disk),
+                template: launched.template,
                 ..record
             },
             image_digest,
@@ -137,6 +138,7 @@ impl Spare {
             machine: self.machine,
             imported_keys: None,
             entrypoint: None,
+            template: self.record.template,
             restored: false,
             state_lost: None,
         })

@@ -216,8 +216,8 @@ enum Failure {
 
 /// Takes up a VM's saved state, or boots it where that is worth nothing.
 async fn restore_or_launch(
-    shared: &Shared,
-    image: &GroupImage,
+    shared: &Arc<Shared>,
+    image: &Arc<GroupImage>,
     record: &VmRecord,
     network: &NetworkConfig,
     gate: DiskGate,
@@ -294,6 +294,7 @@ async fn restore(
         machine: Arc::from(machine),
         imported_keys: None,
         entrypoint: record.entrypoint.clone(),
+        template: record.template.clone(),
         restored: true,
         state_lost: None,
     })

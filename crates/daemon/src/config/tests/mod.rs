@@ -74,6 +74,7 @@ fn the_smallest_configuration_gets_the_defaults() {
                 ssh_keys: vec![],
                 github_user: String::new(),
                 shares: vec![],
+                warm: None,
                 warm_pool: 0,
                 rosetta: false,
                 sleep_action: SleepAction::None,

@@ -1,0 +1,250 @@
+//! Makes templates, one at a time, when nobody waits for the host.
+
+use super::record::{Made, Place, Shape, Template};
+use crate::DaemonError;
+use crate::guest;
+use crate::images::{GroupImage, Prepared};
+use crate::record::VmRecord;
+use crate::supervisor::Shared;
+use crate::vm::{DiskGate, Phase, template_spec};
+use slicer_machine::MacAddress;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How long a template may take until its agent is there.
+const BOOT_TIME: Duration = Duration::from_mins(10);
+/// VMs that are about to be ready come first, this long at most.
+const POLITE_TIME: Duration = Duration::from_mins(10);
+/// Between two looks whether there are any.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks in a row that found none.
+const PATIENCE: u32 = 4;
+/// After one that could not be made.
+const RETRY_TIME: Duration = Duration::from_mins(5);
+/// Of the host's memory, what templates leave to others while they boot: one part in this many.
+const RESERVE: u64 = 10;
+/// Room on disk that is left besides a template, bytes.
+const SPARE_ROOM: u64 = 1 << 30;
+
+/// A wish for a template.
+pub(crate) struct Want {
+    pub(crate) image: Arc<GroupImage>,
+    /// That of a VM that would have been its clone.
+    pub(crate) record: VmRecord,
+}
+
+/// Makes what is wanted.
+pub(crate) struct Maker {
+    shared: Arc<Shared>,
+    wants: mpsc::Receiver<Want>,
+    /// Shapes that could not be made, and when.
+    failed: Vec<(Shape, Instant)>,
+}
+
+impl Maker {
+    pub(crate) fn new(shared: Arc<Shared>, wants: mpsc::Receiver<Want>) -> Self {
+        Self {
+            shared,
+            wants,
+            failed: Vec::new(),
+        }
+    }
+
+    /// Works until it is told to end.
+    pub(crate) async fn run(mut self, end: CancellationToken) {
+        let shared = self.shared.clone();
+        // To its end, for a thread can't be stopped; it only reads.
+        let _ = spawn_blocking(move || shared.templates.check()).await;
+        loop {
+            let want = tokio::select! {
+                () = end.cancelled() => return,
+                want = self.wants.recv() => want,
+            };
+            let Some(want) = want else { return };
+            let id = match draw_id() {
+                Ok(id) => id,
+                Err(e) => {
+                    warn!("{e}");
+                    continue;
+                }
+            };
+            let place = self.shared.templates.place(&id);
+            let group = want.image.group().name.clone();
+            let made = tokio::select! {
+                () = end.cancelled() => Err(None),
+                made = self.serve(&want, &id, &place) => made.map_err(Some),
+            };
+            let ended = matches!(made, Err(None));
+            if let Err(why) = made {
+                if let Some(e) = why {
+                    warn!("group {group}: no template: {e}");
+                }
+                let shared = self.shared.clone();
+                let cleared = spawn_blocking(move || shared.templates.clear(&place)).await;
+                if let Ok(Err(e)) = cleared {
+                    warn!("{e}");
+                }
+            }
+            if ended {
+                return;
+            }
+        }
+    }
+
+    async fn serve(&mut self, want: &Want, id: &str, place: &Place) -> Result<(), DaemonError> {
+        let prepared = want.image.prepare().await?;
+        let group = want.image.group();
+        let shape = Shape::of(&want.record, group, &prepared);
+        self.failed.retain(|(_, at)| at.elapsed() < RETRY_TIME);
+        if self.failed.iter().any(|(s, _)| *s == shape) {
+            return Ok(());
+        }
+        let (shared, wanted, files) = (self.shared.clone(), shape.clone(), prepared.clone());
+        let there = spawn_blocking(move || {
+            shared.templates.make_room(&wanted, &files);
+            shared.templates.has(&wanted)
+        });
+        if there.await.unwrap_or(true) || !self.polite().await {
+            return Ok(());
+        }
+        let made = self.make(want, shape.clone(), &prepared, id, place).await;
+        if made.is_err() {
+            self.failed.push((shape, Instant::now()));
+        }
+        made
+    }
+
+    /// Waits until no VM is about to be ready; false when there is no room for a template.
+    async fn polite(&self) -> bool {
+        let start = Instant::now();
+        let mut quiet = 0;
+        while quiet < PATIENCE && start.elapsed() < POLITE_TIME {
+            tokio::time::sleep(LOOK).await;
+            let busy = self.shared.handles().iter().any(|vm| {
+                let view = vm.view.borrow();
+                match view.phase {
+                    Phase::Launching => true,
+                    Phase::Running => !view.ready,
+                    _ => false,
+                }
+            });
+            quiet = if busy { 0 } else { quiet + 1 };
+        }
+        true
+    }
+
+    async fn make(
+        &self,
+        want: &Want,
+        shape: Shape,
+        prepared: &Arc<Prepared>,
+        id: &str,
+        place: &Place,
+    ) -> Result<(), DaemonError> {
+        let started = Instant::now();
+        let shared = &self.shared;
+        let (group, record) = (want.image.group(), &want.record);
+        check_room(shared.work.root(), shape.ram_bytes)?;
+        if crate::host::is_short_by(shape.ram_bytes, RESERVE) {
+            return Err(DaemonError::Unsupported(
+                "this host has too little memory to boot one more VM".to_owned(),
+            ));
+        }
+        for dir in [place.dir().to_owned(), place.run()] {
+            let made = DirBuilder::new().mode(0o700).create(&dir);
+            made.map_err(DaemonError::io("create", dir))?;
+        }
+        slicer_fault::point("template.begun");
+        let formats = &shared.hypervisor.capabilities().disk_formats;
+        let gate = DiskGate::default();
+        let disk = want
+            .image
+            .clone_disk(place.disk(), false, formats, gate)
+            .await?;
+        let card = shared.networking.card(&group.network, record).await?;
+        let spec = template_spec(shared, record, prepared, disk, place, card.network);
+        let machine = shared
+            .hypervisor
+            .launch_template(spec, &place.memory())
+            .await?;
+        slicer_fault::point("template.booting");
+        match tokio::time::timeout(BOOT_TIME, machine.connect()).await {
+            Ok(stream) => drop(stream?),
+            Err(_) => return Err(DaemonError::Internal("waiting for a template's agent")),
+        }
+        guest::settle(&*machine)
+            .await
+            .map_err(|e| DaemonError::Unsupported(e.to_string()))?;
+        let note = machine.save_template(&place.state()).await?;
+        machine.kill().await?;
+        drop(machine);
+        slicer_fault::point("template.saved");
+        let made = Made {
+            id: id.to_owned(),
+            shape,
+            image: group.image.clone(),
+            disk,
+            mac: MacAddress(record.mac),
+            note,
+        };
+        let (place, files) = (place.clone(), prepared.clone());
+        let completed = spawn_blocking(move || Template::complete(&place, &files, made));
+        let template = completed
+            .await
+            .map_err(|_| DaemonError::Internal("completing a template"))??;
+        slicer_fault::point("template.complete");
+        info!(
+            "group {}: made a template in {:.1?}: launches begin as it",
+            group.name,
+            started.elapsed()
+        );
+        shared.templates.insert(template, true);
+        Ok(())
+    }
+}
+
+fn draw_id() -> Result<String, DaemonError> {
+    let mut bytes = [0; 6];
+    getrandom::fill(&mut bytes).map_err(|_| DaemonError::Internal("drawing a name"))?;
+    Ok(bytes.iter().fold("tpl-".to_owned(), |mut id, byte| {
+        for digit in [byte >> 4, byte & 15] {
+            id.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
+        }
+        id
+    }))
+}
+
+/// Refuses to fill up the disk: a guest whose memory finds no room there dies.
+fn check_room(dir: &Path, memory: u64) -> Result<(), DaemonError> {
+    let found = rustix::fs::statvfs(dir);
+    let found = found.map_err(|e| DaemonError::io("look at", dir)(e.into()))?;
+    let room = found.f_bavail.saturating_mul(found.f_frsize);
+    if room >= memory.saturating_add(SPARE_ROOM) {
+        return Ok(());
+    }
+    Err(DaemonError::io("keep a template in", dir)(
+        std::io::ErrorKind::StorageFull.into(),
+    ))
+}
+
+/// Whether what is in this directory is kept in memory.
+#[cfg(target_os = "linux")]
+pub(crate) fn in_memory(dir: &Path) -> bool {
+    /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
+    const KINDS: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    rustix::fs::statfs(dir)
+        .is_ok_and(|s| u64::try_from(s.f_type).is_ok_and(|kind| KINDS.contains(&kind)))
+}
+
+/// Whether what is in this directory is kept in memory.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn in_memory(_: &Path) -> bool {
+    false
+}
