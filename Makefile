@@ -244,7 +244,7 @@ BENCH_PACKAGES := skopeo umoci
 
 .PHONY: bench
 bench: FOREIGN_QEMU_PACKAGE :=
-bench: deps build image $(REGISTRY) ## Measure it against what the machine allows, or parts by ONLY, and write docs/benchmarks.md
+bench: deps build image minimal-image $(REGISTRY) ## Measure it against what the machine allows, or parts by ONLY, and write docs/benchmarks.md
 	@if command -v dpkg-query >/dev/null; then $(call install,$(BENCH_PACKAGES)); fi
 	xtask/guest-program slicer-bench-guest $(GUEST_ARCH)
 	$(if $(ONLY),BENCH_ONLY=$(ONLY)) $(XTASK) bench

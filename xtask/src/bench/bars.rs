@@ -4,8 +4,8 @@ use super::report::Bar;
 use super::run::Raw;
 use super::stats::{Estimate, median, quantile};
 use super::{
-    connect, exec, forward, idle, image, launch, many, memory, pool, shares, start, suspend,
-    template, transfer, tree,
+    connect, exec, fork, forward, idle, image, launch, many, memory, minimal, pool, shares, start,
+    suspend, template, transfer, tree,
 };
 
 /// The bars of all that was measured, with what each is about.
@@ -14,10 +14,13 @@ pub(super) fn of(raw: &Raw) -> Vec<Bar> {
     let mut add = |section, more: Vec<Bar>| bars.extend(more.into_iter().map(|b| b.of(section)));
     let launches = "Launches";
     add(launches, raw.launch.iter().flat_map(of_launch).collect());
+    add(launches, raw.minimal.iter().flat_map(of_minimal).collect());
     add(launches, raw.many.iter().filter_map(of_burst).collect());
     add(launches, raw.pool.iter().flat_map(of_pool).collect());
     let of_templates = raw.template.iter().flat_map(of_template).collect();
     add("Launches from templates", of_templates);
+    let forks = raw.fork.iter().flat_map(of_fork).collect();
+    add("Forks of running VMs", forks);
     let disk = "Suspend, restore, pause";
     add(disk, raw.suspend.iter().flat_map(of_suspend).collect());
     let exec = "Commands";
@@ -66,6 +69,23 @@ fn of_launch(launch: &launch::Samples) -> Vec<Bar> {
             "launch, more",
             "what it takes longer than by hand, ms",
             1e3 * median(&launch.overhead()),
+            150.0,
+        ),
+    ]
+}
+
+fn of_minimal(minimal: &minimal::Samples) -> Vec<Bar> {
+    vec![
+        Bar::ratio(
+            "minimal",
+            "POST …/nodes?wait=agent, an image without an init / bare kernel until its init runs",
+            Estimate::of_ratios(&minimal.product, &minimal.bare),
+            1.1,
+        ),
+        Bar::limit(
+            "minimal, more",
+            "what it takes longer than the bare kernel, ms",
+            1e3 * median(&minimal.overhead()),
             150.0,
         ),
     ]
@@ -141,6 +161,24 @@ fn of_template(template: &template::Samples) -> Vec<Bar> {
             "the same after a command in each",
             p.used[0] / p.used[1],
             0.35,
+        ),
+    ]
+}
+
+fn of_fork(fork: &fork::Samples) -> Vec<Bar> {
+    let ms = |times: &[f64]| 1e3 * median(times);
+    vec![
+        Bar::limit(
+            "fork, pause",
+            "of the parent, of 1 GiB, as slicer-mac says, ms",
+            ms(&fork.paused),
+            300.0,
+        ),
+        Bar::limit(
+            "fork, silence",
+            "the longest request to the parent's agent meanwhile, of those that follow one another, ms",
+            ms(&fork.longest),
+            300.0,
         ),
     ]
 }
@@ -354,13 +392,13 @@ fn of_transfer(transfer: &transfer::Samples) -> Vec<Bar> {
         Bar::ratio(
             "cp in, scp",
             "slicer vm cp of a file into a VM / scp of it",
-            Estimate::of_ratios(&transfer.cp_in, &transfer.scp_in),
+            Estimate::of_ratios(&transfer.small_in, &transfer.scp_in),
             0.5,
         ),
         Bar::ratio(
             "cp out, scp",
             "slicer vm cp of a file out of a VM / scp of it",
-            Estimate::of_ratios(&transfer.cp_out, &transfer.scp_out),
+            Estimate::of_ratios(&transfer.small_out, &transfer.scp_out),
             0.5,
         ),
     ]

@@ -553,7 +553,7 @@ fn identity() -> Identity {
         entrypoint: None,
         shares: Vec::new(),
         rosetta: false,
-        clonable: false,
+        renewal: None,
     }
 }
 

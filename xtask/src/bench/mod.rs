@@ -10,18 +10,23 @@ mod chart;
 mod connect;
 mod exec;
 mod floor;
+mod fork;
 mod forward;
 mod host;
+mod http;
 mod idle;
 mod image;
 mod launch;
 mod many;
 mod memory;
+mod minimal;
 mod page;
 mod pipe;
 mod plan;
 mod pool;
 mod process;
+#[cfg(test)]
+mod published;
 mod report;
 mod run;
 mod shares;
@@ -48,6 +53,11 @@ use std::path::Path;
 const GROUP: &str = "sbox";
 /// One like it, whose VMs are booted, beside one whose are not.
 const COLD: &str = "cold";
+/// One of VMs of an image without an init.
+const MINIMAL: &str = "minimal";
+/// One of larger VMs.
+const LARGE: &str = "large";
+const LARGE_RAM_MB: u32 = 1024;
 const VCPUS: u32 = 1;
 const RAM_MB: u32 = 512;
 const DISK_SIZE: &str = "15G";
@@ -62,12 +72,13 @@ fn configuration(layout: &Path, groups: &[(&str, String)]) -> String {
             "    - name: {name}
       count: 0
       vcpu: {VCPUS}
-      ram_mb: {RAM_MB}
+      ram_mb: {}
       storage_size: {DISK_SIZE}
 {keys}      network:
         mode: nat
         gateway: 192.168.{}.1/24
 ",
+            if *name == LARGE { LARGE_RAM_MB } else { RAM_MB },
             64 + n
         );
     }

@@ -25,7 +25,8 @@ const LIMITS: &[&str] = &[
     "Pulling an image over a real network, and what guests reach on the internet, are in none of \
      the times.",
     "How many VMs fit into a host is told from the memory of some that idle, not by filling it up.",
-    "`memory, VM` and other single numbers were measured once and have no interval.",
+    "Numbers without an interval were measured once, or are the median of what belongs to one side \
+     only. An interval of fewer than six pairs says little.",
 ];
 
 /// Makes the report again.

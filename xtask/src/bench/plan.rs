@@ -25,8 +25,12 @@ pub(crate) struct Args {
 pub(crate) enum Part {
     /// Launches
     Launch,
+    /// Launches of an image without an init
+    Minimal,
     /// Launches from templates, and the same by hand
     Template,
+    /// Forks of a VM that runs
+    Fork,
     /// Launches of what was booted ahead
     Pool,
     /// Many VMs at once: their launch, their memory, their CPU time
@@ -102,6 +106,7 @@ pub(crate) struct Plan {
     only: Vec<Part>,
     pub(crate) quick: bool,
     pub(crate) launch: Rounds,
+    pub(crate) minimal: Rounds,
     pub(crate) template: Rounds,
     /// Launches from a template whose spread is looked at.
     pub(crate) template_launches: Rounds,
@@ -111,6 +116,7 @@ pub(crate) struct Plan {
     pub(crate) template_bursts: Rounds,
     /// VMs of that.
     pub(crate) template_burst: u32,
+    pub(crate) fork: Rounds,
     pub(crate) pool: Rounds,
     pub(crate) many: Rounds,
     /// VMs of that.
@@ -155,34 +161,36 @@ impl Args {
         Plan {
             only: self.only.clone(),
             quick: self.quick,
-            launch: rounds(pairs, 5, 130.0),
-            template: rounds(pairs, 5, 50.0),
+            launch: rounds(pairs, 5, 90.0),
+            minimal: rounds(pairs, 5, 45.0),
+            template: rounds(pairs, 5, 35.0),
             template_launches: rounds(50, 50, 40.0),
             template_execs: rounds(10, 5, 10.0),
             template_bursts: rounds(4, 2, 20.0),
             template_burst: self.choose(20, 4),
-            pool: rounds(pairs, 4, 100.0),
-            many: rounds(3, 2, 60.0),
+            fork: rounds(10, 5, 20.0),
+            pool: rounds(pairs, 4, 75.0),
+            many: rounds(5, 2, 80.0),
             many_vms: self.choose(8, 3),
             many_idle_seconds: self.choose(20, 5),
-            suspend: rounds(pairs, 5, 50.0),
+            suspend: rounds(pairs, 5, 40.0),
             start: rounds(20, 5, 10.0),
-            shares: rounds(pairs, 5, 40.0),
+            shares: rounds(pairs, 5, 35.0),
             // One by hand takes ten times as long as ours.
-            image: rounds(pairs, 4, 60.0),
+            image: rounds(pairs, 3, 45.0),
             clones: rounds(pairs, 5, 20.0),
             exec: Rounds::new(self.choose(400, 100), 100, 20.0 * time),
             cli: Rounds::new(self.choose(60, 10), 10, 15.0 * time),
             idle_seconds: self.choose(30, 10),
-            transfer: rounds(pairs, 5, 90.0),
+            transfer: rounds(pairs, 5, 60.0),
             transfer_bytes: self.choose(256 << 20, 64 << 20),
-            transfer_notes: self.choose(4, 1),
-            tree: rounds(pairs, 4, 50.0),
+            transfer_notes: self.choose(3, 1),
+            tree: rounds(pairs, 3, 40.0),
             tree_files: self.choose(5000, 1000),
-            forward: rounds(pairs, 5, 50.0),
+            forward: rounds(pairs, 5, 40.0),
             echo: rounds(20, 5, 15.0),
             connect: rounds(pairs, 5, 20.0),
-            stuck: rounds(8, 4, 40.0),
+            stuck: rounds(8, 4, 30.0),
             memory_bytes: self.choose(1 << 30, 256 << 20),
         }
     }

@@ -1,15 +1,13 @@
 //! Launches of what was booted ahead (`warm_pool: 1`), beside launches that boot.
 
 use super::plan::Rounds;
-use super::{COLD, GROUP, create, create_in, median};
+use super::{COLD, GROUP, create, create_in, http, median};
 use crate::daemon::Daemon;
 use crate::text::say;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use slicer_client::Client;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 
 /// How long a spare may take until it is there.
 const FILL_TIME: Duration = Duration::from_mins(3);
@@ -77,15 +75,7 @@ async fn filled(daemon: &Daemon) -> Result<()> {
 }
 
 async fn metrics(daemon: &Daemon) -> Result<String> {
-    let socket = daemon.socket();
-    let mut stream = UnixStream::connect(&socket)
-        .await
-        .with_context(|| format!("cannot connect to {}", socket.display()))?;
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        .await?;
-    let mut text = String::new();
-    stream.take(1 << 20).read_to_string(&mut text).await?;
+    let (_, text) = http::ask(&daemon.socket(), "GET", "/metrics", "").await?;
     Ok(text)
 }
 

@@ -6,8 +6,9 @@ use super::host::{self, Before};
 use super::plan::{Args, Part, Plan};
 use super::report::{Outcome, PartTime, Skipped};
 use super::{
-    COLD, GROUP, bars, configuration, connect, create, exec, forward, idle, image, launch, many,
-    memory, page, pool, shares, start, suspend, template, transfer, tree,
+    COLD, GROUP, LARGE, MINIMAL, bars, configuration, connect, create, exec, fork, forward, idle,
+    image, launch, many, memory, minimal, page, pool, shares, start, suspend, template, transfer,
+    tree,
 };
 use crate::daemon::{self, Daemon, unless_interrupted};
 use crate::text::say;
@@ -26,7 +27,9 @@ const LOG_LINES: usize = 20;
 #[derive(Default, Serialize)]
 pub(crate) struct Raw {
     pub(crate) launch: Option<launch::Samples>,
+    pub(crate) minimal: Option<minimal::Samples>,
     pub(crate) template: Option<template::Samples>,
+    pub(crate) fork: Option<fork::Samples>,
     pub(crate) pool: Option<pool::Samples>,
     pub(crate) many: Option<many::Samples>,
     pub(crate) suspend: Option<suspend::Samples>,
@@ -48,7 +51,9 @@ impl Raw {
     fn story(&self) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.launch.iter().flat_map(launch::Samples::story));
+        lines.extend(self.minimal.iter().map(minimal::Samples::story));
         lines.extend(self.template.iter().flat_map(template::Samples::story));
+        lines.extend(self.fork.iter().map(fork::Samples::story));
         lines.extend(self.pool.iter().map(pool::Samples::story));
         lines.extend(self.many.iter().flat_map(many::Samples::story));
         lines.extend(self.suspend.iter().flat_map(suspend::Samples::story));
@@ -142,6 +147,10 @@ pub(crate) enum Launches {
     Pooled,
     /// It begins as a template.
     Cloned,
+    /// It is booted, and so are larger ones.
+    Large,
+    /// It is booted, and so are those of an image without an init.
+    Minimal,
 }
 
 /// A part under way.
@@ -206,9 +215,20 @@ impl Run {
             let got = got.await;
             self.raw.launch = self.end(lap, got);
         }
+        if let Some(lap) = self.begin(Part::Minimal) {
+            let got = self.minimal(floor).await;
+            self.raw.minimal = self.end(lap, got);
+        }
         if let Some(lap) = self.begin(Part::Template) {
             let got = template::measure(self, floor).await;
             self.raw.template = self.end(lap, got);
+        }
+        if let Some(lap) = self.begin(Part::Fork) {
+            let got = self.fork().await;
+            self.raw.fork = self.end(lap, got).flatten();
+            if self.raw.fork.is_none() && self.failed == 0 {
+                self.skip("a fork of a running VM", "this daemon can't do it");
+            }
         }
         if let Some(lap) = self.begin(Part::Pool) {
             let got = self.pool().await;
@@ -227,6 +247,24 @@ impl Run {
             self.raw.suspend = self.end(lap, got);
         }
         Ok(())
+    }
+
+    async fn minimal(&self, floor: &Floor) -> Result<minimal::Samples> {
+        self.configure(Launches::Minimal)?;
+        let pairs = self.plan.minimal;
+        let got = self.with_daemon(async |_, c| minimal::measure(pairs, c, floor).await);
+        let got = got.await;
+        self.configure(Launches::Booted)?;
+        got
+    }
+
+    async fn fork(&self) -> Result<Option<fork::Samples>> {
+        self.configure(Launches::Large)?;
+        let rounds = self.plan.fork;
+        let got = self.with_daemon(async |d, c| fork::measure(rounds, d, c).await);
+        let got = got.await;
+        self.configure(Launches::Booted)?;
+        got
     }
 
     async fn pool(&self) -> Result<pool::Samples> {
@@ -386,6 +424,12 @@ impl Run {
         let groups = match launches {
             Launches::Booted => vec![(GROUP, warm(false))],
             Launches::Pooled => vec![(GROUP, warm(true) + pool), (COLD, warm(false))],
+            Launches::Large => vec![(GROUP, warm(false)), (LARGE, warm(false))],
+            Launches::Minimal => {
+                let layout = self.layout.with_file_name("minimal");
+                let image = format!("      image: \"oci:{}:latest\"\n", layout.display());
+                vec![(GROUP, warm(false)), (MINIMAL, warm(false) + &image)]
+            }
             Launches::Cloned => vec![(GROUP, warm(true)), (COLD, warm(false))],
         };
         let file = self.dir.join("slicer-mac.yaml");

@@ -24,6 +24,8 @@ const BOOTED_SETTLE: Duration = Duration::from_secs(10);
 const MAKE_TIME: Duration = Duration::from_mins(3);
 /// What it says when it has.
 const MADE: &str = "made a template in";
+/// VMs that are booted at once.
+const FEW: u32 = 4;
 /// Execs in a clone: the first, and some later ones.
 const EXECS: usize = 6;
 
@@ -150,7 +152,11 @@ async fn beside(
             }
         }
     }
-    let (_, vms) = many(COLD, plan.template_burst, client).await?;
+    let mut vms = Vec::new();
+    while vms.len() < usize::try_from(plan.template_burst)? {
+        // Of more that boot at once on few processors, some give up.
+        vms.extend(many(COLD, FEW, client).await?.1);
+    }
     (product.idle[1], product.used[1]) = memory(BOOTED_SETTLE, daemon, client, &vms).await?;
     delete(COLD, vms, client).await?;
     let log = daemon::log(dir);
