@@ -50,6 +50,8 @@ pub enum DiskOwner {
     Vm,
     /// A commit's, never written to again.
     Commit,
+    /// A template's, which the disks of VMs read from that began as it.
+    Template,
     /// Made of an image, for others to read from or to be copied.
     Base,
 }

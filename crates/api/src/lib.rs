@@ -18,12 +18,14 @@ mod fs;
 mod glob;
 mod guest;
 mod image;
+mod live;
 mod manifest;
 mod node;
 mod secrets;
 mod shell;
 mod stats;
 mod tags;
+mod template;
 
 pub use background::{
     BackgroundExec, DEFAULT_KILL_GRACE, DEFAULT_RING, DEFAULT_WAIT, ExecInfo, KillRequest,
@@ -56,6 +58,7 @@ pub use guest::{
     Renewal, ShareMount, ShutdownAction, ShutdownRequest, check_mount,
 };
 pub use image::{Image, Images, ImportedImage, KeptImage, PullFrame, PullImage, RemovedImages};
+pub use live::{LiveForkRequest, LiveForked, MAX_FORKS};
 pub use manifest::{
     CHUNKED_COPY, MAX_CHUNK, MAX_CHUNKS, UploadChunk, UploadManifest, UploadMode, UploadSession,
     chunk_path, is_session_name,
@@ -73,6 +76,7 @@ pub use shell::{
 };
 pub use stats::{HostMemory, NodeStats, StatsSnapshot};
 pub use tags::{Tags, TagsChange};
+pub use template::{RemovedTemplate, Template};
 
 /// A point in time on the wire: RFC 3339, UTC, up to nanoseconds.
 pub type Timestamp = jiff::Timestamp;

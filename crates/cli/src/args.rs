@@ -3,8 +3,8 @@
 use crate::commands::{
     bg::Bg, completion::Completion, cp::Cp, disk::Disk, docker::Docker, exec::Exec,
     forward::Forward, image::Image, info::Info, install::Install, list::List, logs::Logs,
-    relaunch::Relaunch, secret::Secret, shell::Shell, ssh::SshConfig, ssh::SshProxy, up::Up,
-    update::Update, version::Version, vm::Vm,
+    relaunch::Relaunch, secret::Secret, shell::Shell, ssh::SshConfig, ssh::SshProxy,
+    template::Template, up::Up, update::Update, version::Version, vm::Vm,
 };
 use crate::connection::Connection;
 use clap::{Parser, Subcommand};
@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Image(Image),
     #[command(subcommand)]
     Disk(Disk),
+    #[command(subcommand)]
+    Template(Template),
     Install(Install),
     Update(Update),
     Info(Info),

@@ -4,7 +4,8 @@ use crate::client::{CREATE_LIMIT, Call, WAIT_GRACE, go_millis, segment, vm_path}
 use crate::{Client, ClientError};
 use hyper::Method;
 use slicer_api::{
-    Commit, CommitRequest, Committed, DeletedCommit, ForkRequest, ForkWait, Forked, is_commit_id,
+    Commit, CommitRequest, Committed, DeletedCommit, ForkRequest, ForkWait, Forked,
+    LiveForkRequest, LiveForked, is_commit_id,
 };
 use std::time::Duration;
 
@@ -88,16 +89,37 @@ impl Client {
     ) -> Result<Forked, ClientError> {
         let path = commit_path(id, "/fork")?;
         let mut call = Call::post(&path).json(request)?;
-        let mut q = form_urlencoded::Serializer::new(String::new());
-        q.append_pair("wait", &wait.to_string());
-        call.limit = CREATE_LIMIT + WAIT_GRACE;
-        if let Some(timeout) = timeout {
-            q.append_pair("timeout", &go_millis(timeout));
-            call.limit = timeout.saturating_add(WAIT_GRACE);
-        }
-        call.query = q.finish();
+        (call.query, call.limit) = waiting(wait, timeout);
         self.fetch(call).await
     }
+
+    /// `POST /vm/{h}/fork`: launches VMs that go on from where one that runs is now. With
+    /// [`ForkWait::Agent`] the answer comes when all are ready, or as status 408 after `timeout` (5
+    /// minutes unless given), all of them deleted.
+    pub async fn fork_live(
+        &self,
+        hostname: &str,
+        request: &LiveForkRequest,
+        wait: ForkWait,
+        timeout: Option<Duration>,
+    ) -> Result<LiveForked, ClientError> {
+        let path = vm_path(hostname, "/fork");
+        let mut call = Call::post(&path).json(request)?;
+        (call.query, call.limit) = waiting(wait, timeout);
+        self.fetch(call).await
+    }
+}
+
+/// The query of a fork, and how long its answer may take.
+fn waiting(wait: ForkWait, timeout: Option<Duration>) -> (String, Duration) {
+    let mut q = form_urlencoded::Serializer::new(String::new());
+    q.append_pair("wait", &wait.to_string());
+    let mut limit = CREATE_LIMIT + WAIT_GRACE;
+    if let Some(timeout) = timeout {
+        q.append_pair("timeout", &go_millis(timeout));
+        limit = timeout.saturating_add(WAIT_GRACE);
+    }
+    (q.finish(), limit)
 }
 
 #[cfg(test)]

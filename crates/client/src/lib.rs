@@ -20,6 +20,7 @@ mod secrets;
 mod shell;
 mod stats;
 mod tags;
+mod templates;
 mod upgrade;
 mod watch;
 

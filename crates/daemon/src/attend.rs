@@ -31,6 +31,8 @@ const REQUEST_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) struct Grant {
     pub(crate) store: Arc<Secrets>,
     pub(crate) names: Option<Vec<String>>,
+    /// Whether it may have others, which it is to lose.
+    pub(crate) revoke: bool,
 }
 
 impl Grant {
@@ -138,7 +140,7 @@ impl Attendant {
                 GuestSecrets::default()
             }
         };
-        if !secrets.secrets.is_empty() {
+        if !secrets.secrets.is_empty() || self.grant.revoke {
             guest::give_secrets(&*self.machine, &secrets).await?;
         }
         // Last, since every moment it is under way makes it wrong.

@@ -37,6 +37,11 @@ pub(crate) fn list(shared: &Shared) -> Result<Disks, DaemonError> {
             commit.disk,
         )?);
     }
+    for listed in shared.templates.list() {
+        let id = listed.template.id.clone();
+        let path = shared.templates.place(&id).disk();
+        disks.extend(of(&path, id, DiskOwner::Template, listed.template.disk)?);
+    }
     disks.extend(bases(work)?);
     Ok(Disks {
         disk_bytes: disks.iter().map(|disk| disk.disk_bytes).sum(),

@@ -119,14 +119,19 @@ impl Supervisor {
 
 /// The tags of a fork. A name is its VM's alone.
 fn fork_tags(source: &[String], request: &ForkRequest) -> Vec<String> {
-    let mut tags = match request.tag_mode.unwrap_or_default() {
+    inherited_tags(source, request.tag_mode.unwrap_or_default(), &request.tags)
+}
+
+/// The tags of a VM that begins as another. A name is its VM's alone.
+pub(crate) fn inherited_tags(source: &[String], mode: TagMode, own: &[String]) -> Vec<String> {
+    let mut tags = match mode {
         TagMode::Append => {
             let inherited = source.iter().filter(|t| !t.starts_with(tags::NAME));
             inherited.cloned().collect()
         }
         TagMode::Replace => Vec::new(),
     };
-    for tag in &request.tags {
+    for tag in own {
         if !tags.contains(tag) {
             tags.push(tag.clone());
         }

@@ -19,6 +19,7 @@ mod github;
 mod guest;
 mod host;
 mod images;
+mod live;
 mod metrics;
 mod network;
 mod pool;

@@ -77,11 +77,16 @@ pub(crate) struct VmRecord {
     pub(crate) template: Option<Origin>,
 }
 
-/// A template, to a VM that began as its clone.
+/// What a VM began as a clone of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Origin {
-    /// The template, which may be gone since.
+    /// The template, or the snapshot of a VM that ran; it may be gone since.
     pub(crate) id: String,
+    /// Whether it was a VM in use, which had an identity and secrets.
+    #[serde(default)]
+    pub(crate) live: bool,
+    /// Whether its machine is of the kind that templates are made of.
+    pub(crate) clonable: bool,
     /// The hardware address that the VM's network card began with.
     pub(crate) mac: [u8; 6],
 }

@@ -510,7 +510,8 @@ impl Supervisor {
             }
             _ => None,
         };
-        self.admit(group, wanted, spare, &request.tags, |name, ip| {
+        let begin = spare.map(|spare| Start::Wake(Box::new(spare)));
+        self.admit(group, wanted, begin, &request.tags, |name, ip| {
             let mut record = record(name, ip)?;
             record.imported_keys = imported;
             Ok(record)
@@ -538,7 +539,7 @@ impl Supervisor {
         &self,
         group: &Group,
         wanted: Option<Ipv4Addr>,
-        mut spare: Option<Spare>,
+        mut begin: Option<Start>,
         tags: &[String],
         make: impl FnOnce(String, Ipv4Addr) -> Result<VmRecord, ApiError>,
     ) -> Result<VmHandle, ApiError> {
@@ -555,8 +556,13 @@ impl Supervisor {
             if self.stopping.load(Ordering::Relaxed) {
                 return Err(ApiError::unavailable("the daemon is stopping"));
             }
-            let ip = match &spare {
-                Some(spare) => spare.record.ip,
+            let spare = match &begin {
+                Some(Start::Wake(spare)) => Some(&spare.record),
+                _ => None,
+            };
+            let taken = spare.map(|spare| spare.mac);
+            let ip = match spare {
+                Some(spare) => spare.ip,
                 None => {
                     let spares = self.shared.spare_addresses();
                     Self::free_address(&group.config, wanted, |ip| {
@@ -570,9 +576,7 @@ impl Supervisor {
                 .find(|name| !vms.contains_key(name) && !self.shared.work.has(name))
                 .unwrap_or_default();
             let mut record = make(name.clone(), ip)?;
-            if let Some(spare) = &spare {
-                record.mac = spare.record.mac;
-            }
+            record.mac = taken.unwrap_or(record.mac);
             let network = Arc::new(group.config.network.clone());
             let (handle, actor) = vm::actor(
                 self.shared.clone(),
@@ -581,10 +585,7 @@ impl Supervisor {
                 group.config.dns_servers.clone(),
                 network,
                 self.forwards(group),
-                match spare.take() {
-                    Some(spare) => Start::Wake(Box::new(spare)),
-                    None => Start::Launch,
-                },
+                begin.take().unwrap_or(Start::Launch),
             );
             vms.insert(name, handle.clone());
             // It is the VM's now, if it was a spare's.
@@ -595,7 +596,7 @@ impl Supervisor {
         let (record, handle, actor) = match admitted {
             Ok(admitted) => admitted,
             Err(e) => {
-                if let Some(spare) = spare {
+                if let Some(Start::Wake(spare)) = begin {
                     spare.discard().await;
                 }
                 return Err(e);

@@ -13,20 +13,22 @@
 mod maker;
 mod record;
 
-pub(crate) use maker::{Maker, Want, in_memory};
+pub(crate) use maker::{Maker, Want, draw_id, in_memory};
 pub(crate) use record::{Place, Shape, Template, check_group, may_clone};
 
 use crate::bases::Bases;
 use crate::images::Prepared;
+use crate::vm::live;
 use crate::workdir::WorkDir;
 use crate::{DaemonError, files};
 use slicer_api::Timestamp;
 use slicer_machine::Hypervisor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// The most that are kept.
 const MOST: usize = 4;
@@ -41,6 +43,8 @@ pub(crate) struct Templates {
     /// Held to write while a template is removed, so that no disk is made meanwhile that reads from its.
     removing: RwLock<()>,
     wants: mpsc::Sender<Want>,
+    /// What is no template any more, and has a disk that others read from.
+    read: Mutex<BTreeSet<PathBuf>>,
 }
 
 struct Known {
@@ -77,11 +81,13 @@ impl Templates {
             known: Mutex::default(),
             removing: RwLock::default(),
             wants,
+            read: Mutex::default(),
         };
         let dir = this.work.templates();
         for entry in fs::read_dir(&dir).map_err(DaemonError::io("read", &dir))? {
             let entry = entry.map_err(DaemonError::io("read", &dir))?;
             let place = Place::new(entry.path());
+            live::settle(&this.work, &place)?;
             hypervisor.reap(&place.run()).await?;
             let found = Template::load(&place).filter(|t| {
                 place.dir().file_name().is_some_and(|n| *n == *t.id)
@@ -190,6 +196,26 @@ impl Templates {
         }
     }
 
+    fn read(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes disks that were left to those who read from them, and that nobody reads from any more.
+    /// Blocks.
+    pub(crate) fn tidy(&self) {
+        let left = std::mem::take(&mut *self.read());
+        for dir in left {
+            self.clear_or_warn(&Place::new(dir));
+        }
+    }
+
+    /// Removes what there is at a place that is no template's, and warns if that can't be. Blocks.
+    pub(crate) fn clear_or_warn(&self, place: &Place) {
+        if let Err(e) = self.clear(place) {
+            warn!("{e}");
+        }
+    }
+
     /// Removes what there is at a place, but for a disk that others read from. It is no template from the
     /// first step on.
     fn clear(&self, place: &Place) -> Result<(), DaemonError> {
@@ -211,7 +237,8 @@ impl Templates {
                 .backing_files()
                 .map_or(true, |all| all.contains(&disk));
         if is_read {
-            info!("{}: VMs still read from it", disk.display());
+            debug!("{}: VMs still read from it", disk.display());
+            self.read().insert(place.dir().to_owned());
             return Ok(());
         }
         files::remove_tree(place.dir()).map_err(DaemonError::io("remove", place.dir()))
@@ -271,5 +298,6 @@ impl Templates {
                 Some(why) => self.discard(&template.id, &why),
             }
         }
+        info!("templates of before are whole: {}", self.known().len());
     }
 }

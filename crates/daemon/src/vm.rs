@@ -7,6 +7,7 @@ mod disk;
 mod export;
 mod handle;
 mod launch;
+pub(crate) mod live;
 mod reset;
 pub(crate) mod spare;
 mod stall;
@@ -32,6 +33,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use handle::{Command, Reply};
 use launch::{import_keys, launch};
+use live::Snapshot;
 use slicer_api::{
     ApiError, Entrypoint, Identity, NetworkIdentity, Renewal, ShutdownAction, TagsChange,
 };
@@ -58,6 +60,8 @@ pub(crate) enum Start {
     Launch,
     /// It takes over what was booted ahead.
     Wake(Box<Spare>),
+    /// It goes on from where another VM was.
+    Fork(Arc<Snapshot>),
     /// It is off until it is relaunched.
     Stopped,
     /// It is suspended until it is restored.
@@ -78,12 +82,13 @@ pub(crate) fn actor(
     start: Start,
 ) -> (VmHandle, impl Future<Output = ()>) {
     let (mailbox, commands) = mpsc::channel(16);
-    let (start, spare) = match start {
-        Start::Wake(spare) => (Start::Launch, Some(*spare)),
+    let (start, first) = match start {
+        Start::Wake(spare) => (Start::Launch, Some(First::Wake(spare))),
+        Start::Fork(snapshot) => (Start::Launch, Some(First::Fork(snapshot))),
         start => (start, None),
     };
     let phase = match start {
-        Start::Launch | Start::Wake(_) | Start::Restore => Phase::Launching,
+        Start::Launch | Start::Wake(_) | Start::Fork(_) | Start::Restore => Phase::Launching,
         Start::Stopped => Phase::Stopped(None),
         Start::Suspended => Phase::Suspended(None),
     };
@@ -115,7 +120,7 @@ pub(crate) fn actor(
         relaunching: Vec::new(),
         gate: DiskGate::default(),
         lease: Weak::new(),
-        spare,
+        first,
     };
     (handle, vm.run(start, commands))
 }
@@ -139,7 +144,13 @@ struct Vm {
     /// Who reads its disk while it is off or paused.
     lease: Weak<()>,
     /// What its first launch takes over.
-    spare: Option<Spare>,
+    first: Option<First>,
+}
+
+/// What a VM's first launch takes over.
+enum First {
+    Wake(Box<Spare>),
+    Fork(Arc<Snapshot>),
 }
 
 /// What a VM's own tasks tell it.
@@ -176,7 +187,7 @@ impl Vm {
         // Aborted when the actor ends: no task of a VM outlives it.
         let mut tasks: JoinSet<Progress> = JoinSet::new();
         match start {
-            Start::Launch | Start::Wake(_) => self.launch(&mut tasks),
+            Start::Launch | Start::Wake(_) | Start::Fork(_) => self.launch(&mut tasks),
             Start::Restore => self.take_up(&mut tasks),
             Start::Stopped | Start::Suspended => {}
         }
@@ -333,6 +344,9 @@ impl Vm {
             }
             Command::Commit(request, reply) => {
                 let _ = reply.send(self.commit(request).await);
+            }
+            Command::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot().await);
             }
             Command::Export(format, reply) => {
                 let _ = reply.send(self.export(format).await);
@@ -560,6 +574,7 @@ impl Vm {
         let grant = Grant {
             store: self.shared.secrets.clone(),
             names: self.record.secrets.clone(),
+            revoke: self.record.template.as_ref().is_some_and(|t| t.live),
         };
         let (view, wakes) = (self.view.subscribe(), self.shared.wakes.subscribe());
         let attendant = Attendant::new(machine, self.identity(), grant, view, wakes);
@@ -687,7 +702,15 @@ impl Vm {
         slicer_fault::point("delete.ended");
         let (work, name) = (self.shared.work.clone(), self.record.hostname.clone());
         let gate = self.gate.clone();
-        let job = move || gate.close(|| remove_files(&work, &name));
+        let cloned = self.record.template.is_some();
+        let templates = self.shared.templates.clone();
+        let job = move || {
+            let removed = gate.close(|| remove_files(&work, &name));
+            if cloned && removed.is_ok() {
+                templates.tidy();
+            }
+            removed
+        };
         let removed = tokio::task::spawn_blocking(job).await;
         let removed = removed.unwrap_or(Err(DaemonError::Internal("removing a VM")));
         removed.map_err(|e| ApiError::internal(e.to_string()))?;
@@ -704,17 +727,24 @@ impl Vm {
         let network = self.network.clone();
         self.was_ready = false;
         self.unready = None;
-        let spare = self.spare.take();
+        let first = self.first.take();
         tasks.spawn(async move {
             let launch = async {
-                if let Some(spare) = spare {
-                    match spare.give(&shared, &record.hostname, gate.clone()).await {
-                        Ok(launched) => return Ok(launched),
-                        Err(e) => warn!(
-                            "{}: it boots, for its spare can't be had: {e}",
-                            record.hostname
-                        ),
+                match first {
+                    Some(First::Wake(spare)) => {
+                        match spare.give(&shared, &record.hostname, gate.clone()).await {
+                            Ok(launched) => return Ok(launched),
+                            Err(e) => warn!(
+                                "{}: it boots, for its spare can't be had: {e}",
+                                record.hostname
+                            ),
+                        }
                     }
+                    Some(First::Fork(snapshot)) => {
+                        return live::begin(&shared, &image, &record, &network, gate, &snapshot)
+                            .await;
+                    }
+                    None => {}
                 }
                 launch(&shared, &image, &record, &network, gate).await
             };

@@ -24,6 +24,10 @@ pub const POINTS: &[&str] = &[
     // It has a template's disk; it runs on where the template was saved.
     "clone.disk",
     "clone.machine",
+    // A snapshot has a VM's disk, and it another one over that, which its machine has yet to change to; the
+    // one that begins as the snapshot has its disk.
+    "snapshot.overlay",
+    "snapshot.disk",
     // A template's directory is there; it boots; all of it is there; it is one; it is none any more.
     "template.begun",
     "template.booting",

@@ -139,6 +139,7 @@ async fn probe(spawner: &Spawner, program: &Path, arch: Arch, boot: &Boot) -> Re
         args,
         sockets: None,
         tap: None,
+        dir: None,
         nice: false,
         share: None,
     };

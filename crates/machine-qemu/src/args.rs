@@ -1,7 +1,7 @@
 //! From a [`MachineSpec`] to QEMU's command line.
 
 use crate::Accelerator;
-use serde_json::json;
+use serde_json::{Value, json};
 use slicer_machine::{Arch, Disk, DiskFormat, MachineError, MachineSpec, Network, UserNetwork};
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
@@ -214,7 +214,21 @@ fn for_shares(spec: &MachineSpec) -> Vec<[String; 2]> {
 }
 
 fn blockdev(disk: &Disk) -> Result<String, MachineError> {
-    let filename = utf8(&disk.path)?;
+    node(disk, &disk.path, disk.format, disk.id).map(|node| node.to_string())
+}
+
+/// The node of an overlay over a disk, before it lies there.
+pub(crate) fn overlay(disk: &Disk, path: &Path, name: &str) -> Result<Value, MachineError> {
+    let mut node = node(disk, path, DiskFormat::Qcow2, name)?;
+    if let Some(node) = node.as_object_mut() {
+        // What its file says lies below is the node that is on top now.
+        node.insert("backing".to_owned(), Value::Null);
+    }
+    Ok(node)
+}
+
+fn node(disk: &Disk, path: &Path, format: DiskFormat, name: &str) -> Result<Value, MachineError> {
+    let filename = utf8(path)?;
     let cache = json!({ "direct": false, "no-flush": !disk.flush && !disk.read_only });
     let file = json!({
         "driver": "file",
@@ -223,19 +237,18 @@ fn blockdev(disk: &Disk) -> Result<String, MachineError> {
         "discard": "unmap",
         "cache": cache,
     });
-    let driver = match disk.format {
+    let driver = match format {
         DiskFormat::Raw => "raw",
         DiskFormat::Qcow2 => "qcow2",
     };
-    let node = json!({
+    Ok(json!({
         "driver": driver,
-        "node-name": disk.id,
+        "node-name": name,
         "read-only": disk.read_only,
         "discard": "unmap",
         "cache": cache,
         "file": file,
-    });
-    Ok(node.to_string())
+    }))
 }
 
 fn user_netdev(net: &UserNetwork) -> String {

@@ -10,6 +10,7 @@ mod accel;
 mod args;
 mod channel;
 mod console;
+mod links;
 mod memory;
 mod process;
 mod qmp;
@@ -134,11 +135,7 @@ impl Qemu {
             None => None,
             Some((state, note)) => {
                 let note = save::Note::read(&spec.name, note)?;
-                let kept = match memory {
-                    Memory::Copy(_) => save::Kept::Elsewhere,
-                    Memory::Own | Memory::File(_) => save::Kept::Within,
-                };
-                note.check(spec, accel, kept)?;
+                note.check(spec, accel)?;
                 let state = save::open(state).await?;
                 Some(vm::Incoming { state, note })
             }
@@ -202,7 +199,16 @@ impl Hypervisor for Qemu {
     }
 
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError> {
-        process::reap(state_dir).await
+        process::reap(state_dir).await?;
+        let dir = state_dir.to_owned();
+        let cleared = tokio::task::spawn_blocking(move || links::clear(&dir)).await;
+        cleared
+            .unwrap_or_else(|e| Err(e.into()))
+            .map_err(|source| MachineError::Io {
+                action: "clear",
+                path: state_dir.to_owned(),
+                source,
+            })
     }
 }
 

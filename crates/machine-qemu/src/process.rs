@@ -37,6 +37,8 @@ pub(crate) struct Start {
     pub(crate) tap: Option<OwnedFd>,
     /// A virtiofsd's socket, and what it gives up before it is run.
     pub(crate) share: Option<ShareStart>,
+    /// Its working directory; the daemon's without one.
+    pub(crate) dir: Option<PathBuf>,
     /// Whether others have precedence.
     pub(crate) nice: bool,
 }
@@ -119,6 +121,9 @@ fn spawn(start: Start) -> io::Result<Child> {
         .args(start.args)
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
+    if let Some(dir) = start.dir {
+        command.current_dir(dir);
+    }
     if let Some(ShareStart {
         socket,
         namespace,
@@ -333,6 +338,7 @@ mod tests {
             sockets: None,
             tap: None,
             share: None,
+            dir: None,
             nice: false,
         }
     }

@@ -78,7 +78,8 @@ impl Origin {
         }
     }
 
-    /// Without the address of its network card, which each clone has its own of.
+    /// Without the address of its network card, which is part of the state, and which each clone has its
+    /// own of.
     fn without_address(&self) -> Self {
         let bare = |option: &String| match option.split_once(",mac=") {
             Some((before, _)) => before.to_owned(),
@@ -134,14 +135,9 @@ impl Note {
         &self,
         spec: &MachineSpec,
         accelerator: Accelerator,
-        kept: Kept,
     ) -> Result<(), MachineError> {
         let (now, then) = (Origin::of(spec, accelerator), &self.origin);
-        let differs = match kept {
-            Kept::Within => now.differs(then),
-            Kept::Elsewhere => now.without_address().differs(&then.without_address()),
-        };
-        match differs {
+        match now.without_address().differs(&then.without_address()) {
             Some(why) => Err(incompatible(&spec.name, why)),
             None => Ok(()),
         }
@@ -202,7 +198,12 @@ fn new_file(path: &Path) -> io::Result<File> {
 }
 
 impl QemuMachine {
-    pub(crate) async fn save_to(&self, path: &Path, kept: Kept) -> Result<String, MachineError> {
+    pub(crate) async fn save_to(
+        &self,
+        path: &Path,
+        kept: Kept,
+        durable: bool,
+    ) -> Result<String, MachineError> {
         let create = path.to_owned();
         let created = spawn_blocking(move || new_file(&create));
         let file = created.await.unwrap_or_else(|e| Err(e.into()));
@@ -217,9 +218,11 @@ impl QemuMachine {
             let _ = self.command("migrate_cancel").await;
             return Err(e);
         }
-        let synced = spawn_blocking(move || file.sync_all()).await;
-        let synced = synced.unwrap_or_else(|e| Err(e.into()));
-        synced.map_err(io_failed("write", path))?;
+        if durable {
+            let synced = spawn_blocking(move || file.sync_all()).await;
+            let synced = synced.unwrap_or_else(|e| Err(e.into()));
+            synced.map_err(io_failed("write", path))?;
+        }
         let note = Note {
             qemu: version["qemu"].to_string(),
             origin: self.origin.clone(),
@@ -267,10 +270,11 @@ impl QemuMachine {
 
     /// Readies QEMU for a migration whose way is `file`.
     async fn prepare_migration(&self, file: &impl AsFd, kept: Kept) -> Result<(), MachineError> {
-        let mut capabilities = vec![json!({ "capability": "events", "state": true })];
-        if kept == Kept::Elsewhere {
-            capabilities.push(json!({ "capability": "x-ignore-shared", "state": true }));
-        }
+        // A clone that is saved itself has its memory's own state, but was told otherwise as it began.
+        let capabilities = json!([
+            { "capability": "events", "state": true },
+            { "capability": "x-ignore-shared", "state": kept == Kept::Elsewhere },
+        ]);
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;

@@ -258,6 +258,7 @@ impl Inner {
             args: self.virtiofsd.args(share, sandbox, ids),
             sockets: None,
             tap: None,
+            dir: None,
             nice: false,
             share: Some(ShareStart {
                 socket: listener.into(),

@@ -3,6 +3,7 @@
 use crate::accel::Accelerator;
 use crate::args::{self, Memory};
 use crate::channel::{Channel, Keeper, channel};
+use crate::links::Links;
 use crate::memory::Status;
 use crate::process::{QEMU_NOTE, Spawner, Start, write_note};
 use crate::qmp::{Event, Qmp, QmpError};
@@ -10,10 +11,12 @@ use crate::save::{Kept, Migration, Note, Origin};
 use crate::shares::Shares;
 use crate::virtiofsd::Virtiofsd;
 use async_trait::async_trait;
-use serde_json::Value;
+use serde_json::{Value, json};
 use slicer_machine::{
-    GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, Network, StopReason,
+    Disk, GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, Network,
+    StopReason,
 };
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
@@ -22,8 +25,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::{broadcast, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, broadcast, mpsc, watch};
+use tokio::task::{JoinSet, spawn_blocking};
 
 /// QEMU answers its monitor within milliseconds unless the host is in deep trouble.
 const COMMAND_TIME: Duration = Duration::from_secs(10);
@@ -39,6 +42,10 @@ pub(crate) struct QemuMachine {
     /// How far a state is that is being written or read.
     pub(crate) migration: watch::Receiver<Migration>,
     pub(crate) origin: Origin,
+    disks: Vec<Disk>,
+    links: Arc<Links>,
+    /// The node at the top of each disk that was snapshotted, by the disk, and how many were.
+    tops: Mutex<(HashMap<String, String>, u64)>,
     kill: mpsc::Sender<()>,
     shares: Option<Shares>,
     /// The tasks of this VM; dropped with it, which kills the process.
@@ -77,7 +84,19 @@ impl QemuMachine {
         let (agent_near, agent_far) = StdUnixStream::pair().map_err(io)?;
         qmp_near.set_nonblocking(true).map_err(io)?;
         agent_near.set_nonblocking(true).map_err(io)?;
-        let mut args = args::build(spec, accel, memory)?;
+        let dir = spec.state_dir.clone();
+        let disks = spec.disks.clone();
+        let linked = spawn_blocking(move || {
+            let links = Links::new(&dir)?;
+            let disks = links.of(&disks);
+            Ok::<_, MachineError>((links, disks))
+        });
+        let (links, disks) = linked.await.unwrap_or_else(|e| Err(io(e.into())))?;
+        let named = MachineSpec {
+            disks,
+            ..spec.clone()
+        };
+        let mut args = args::build(&named, accel, memory)?;
         if incoming.is_some() || !spec.shares.is_empty() {
             args.push("-S".into());
         }
@@ -101,6 +120,7 @@ impl QemuMachine {
             sockets: Some((OwnedFd::from(qmp_far), OwnedFd::from(agent_far))),
             tap,
             share: None,
+            dir: Some(spec.state_dir.clone()),
             nice: matches!(memory, Memory::File(_)),
         };
         let mut child = spawner.spawn(start).await?;
@@ -162,6 +182,9 @@ impl QemuMachine {
             status,
             migration,
             origin: Origin::of(spec, accel),
+            disks: spec.disks.clone(),
+            links: Arc::new(links),
+            tops: Mutex::default(),
             kill,
             shares,
             tasks,
@@ -249,12 +272,47 @@ impl Machine for QemuMachine {
     }
 
     async fn save(&self, memory: &Path) -> Result<String, MachineError> {
-        self.save_to(memory, Kept::Within).await
+        self.save_to(memory, Kept::Within, true).await
+    }
+
+    async fn snapshot(&self, memory: &Path) -> Result<String, MachineError> {
+        self.save_to(memory, Kept::Within, false).await
+    }
+
+    async fn snapshot_disk(&self, disk: &str, overlay: &Path) -> Result<(), MachineError> {
+        let Some(found) = self.disks.iter().find(|d| d.id == disk) else {
+            return Err(MachineError::Gone {
+                vm: self.name.clone(),
+            });
+        };
+        let mut tops = self.tops.lock().await;
+        let below = tops.0.get(disk).map_or(disk, String::as_str).to_owned();
+        tops.1 += 1;
+        let node = format!("{disk}-{}", tops.1);
+        let (links, file, name) = (self.links.clone(), overlay.to_owned(), node.clone());
+        let linked = spawn_blocking(move || links.add(&file, &name)).await;
+        let overlay = linked.unwrap_or_else(|e| {
+            Err(MachineError::Io {
+                action: "link",
+                path: overlay.to_owned(),
+                source: e.into(),
+            })
+        })?;
+        let add = args::overlay(found, &overlay, &node)?;
+        self.command_with("blockdev-add", add, None).await?;
+        let snapshot = json!({ "node": below, "overlay": node });
+        if let Err(e) = self.command_with("blockdev-snapshot", snapshot, None).await {
+            let node = json!({ "node-name": node });
+            let _ = self.command_with("blockdev-del", node, None).await;
+            return Err(e);
+        }
+        tops.0.insert(disk.to_owned(), node);
+        Ok(())
     }
 
     async fn save_template(&self, state: &Path) -> Result<String, MachineError> {
         self.pause().await?;
-        self.save_to(state, Kept::Elsewhere).await
+        self.save_to(state, Kept::Elsewhere, true).await
     }
 
     async fn detach_shares(&self) -> Result<(), MachineError> {

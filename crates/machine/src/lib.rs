@@ -33,7 +33,8 @@ pub struct Capabilities {
     pub archs: Vec<Arch>,
     /// Whether a paused VM's memory can be saved to a file and restored.
     pub save_restore: bool,
-    /// Whether templates can be made of VMs, see [`Hypervisor::launch_template`].
+    /// Whether templates can be made of VMs, see [`Hypervisor::launch_template`], and VMs that run be
+    /// forked, see [`Machine::snapshot`].
     pub templates: bool,
     /// Whether host folders can be shared into a guest, or why not and what to do about it.
     pub shares: Result<(), String>,
@@ -167,6 +168,14 @@ pub trait Hypervisor: Send + Sync {
     async fn reap(&self, state_dir: &Path) -> Result<(), MachineError>;
 }
 
+fn no_snapshot() -> MachineError {
+    MachineError::Unsupported {
+        what: "forking a running VM",
+        backend: "this hypervisor",
+        why: "it can't save a VM that goes on: shut it down, commit it, and fork that".to_owned(),
+    }
+}
+
 /// A VM that was launched. Dropping it kills the VM.
 #[async_trait]
 pub trait Machine: Send + Sync {
@@ -202,6 +211,26 @@ pub trait Machine: Send + Sync {
             backend: "this one",
             why: "the VM was not started to be one".to_owned(),
         })
+    }
+
+    /// Writes the state of a VM that is paused, all but its disks, to a new file, for others to begin as:
+    /// as [`Machine::save`], but it need not survive the host, and the VM is to be resumed soon.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] where the backend can't.
+    async fn snapshot(&self, memory: &Path) -> Result<String, MachineError> {
+        let _ = memory;
+        Err(no_snapshot())
+    }
+
+    /// Has a disk of a VM that is paused go on in `overlay`, an empty qcow2 image over the disk's file,
+    /// which is never written to again.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] where the backend can't. Whatever the error, the disk is as it was.
+    async fn snapshot_disk(&self, disk: &str, overlay: &Path) -> Result<(), MachineError> {
+        let _ = (disk, overlay);
+        Err(no_snapshot())
     }
 
     /// Takes the host folders out of a running guest, with which [`Machine::save`] may not be able to

@@ -47,6 +47,8 @@ pub struct Setup {
     pub groups_as_text: String,
     /// More lines of each group, each with its line end and indented by six.
     pub group: String,
+    /// Whether launches begin as templates.
+    pub warm: bool,
     /// More lines of `api`, each with its line end and indented by four.
     pub api: String,
     /// More lines of `config`, indented by two.
@@ -75,6 +77,7 @@ impl Setup {
             image: None,
             groups_as_text: String::new(),
             group: String::new(),
+            warm: false,
             api: String::new(),
             more: String::new(),
             env: Vec::new(),
@@ -97,8 +100,8 @@ impl Setup {
                 text,
                 "    - name: {name}\n      count: {count}\n      vcpu: {vcpu}\n      \
                  ram_mb: {ram_mb}\n      storage_size: 15G\n      \
-                 sleep_action: {sleep_action}\n{}",
-                self.group
+                 sleep_action: {sleep_action}\n      warm: {}\n{}",
+                self.warm, self.group
             );
         }
         text.push_str(&self.groups_as_text);

@@ -6,14 +6,31 @@ use crate::connection::Connection;
 use crate::error::CliError;
 use crate::output;
 use clap::Args;
-use slicer_api::{Fixup, ForkRequest, ForkWait, Forked, TagMode, parse_duration};
+use slicer_api::{
+    Fixup, ForkRequest, ForkWait, Forked, LiveForkRequest, LiveForked, MAX_FORKS, TagMode,
+    parse_duration,
+};
+use slicer_client::Client;
 use std::time::Duration;
 
-/// Launch a VM whose disk begins as a commit's
+/// Launch a VM whose disk begins as a commit's, or, with --live, VMs that go on from where one is now
+///
+/// With --live the VM is paused for a moment and runs on. The forks have its memory, its processes and
+/// its disk, a name, address and keys of their own, and of its secrets none but those that --secret
+/// names. What a process holds in its memory, such as a secret it has read, a fork's holds, too. Its open
+/// connections are dead. They are sandboxes: they end with their disk.
 #[derive(Debug, Args)]
 pub(crate) struct Fork {
-    /// Id of the commit
+    /// Id of the commit, or hostname or friendly name of the VM
+    #[arg(value_name = "COMMIT|VM")]
     id: String,
+    /// Fork a VM that runs
+    #[arg(long, conflicts_with_all = ["cpus", "ram_gb", "ram_mb", "fixup", "persistent", "allow", "no_allow", "drop"])]
+    live: bool,
+    /// How many forks
+    #[arg(long, value_name = "N", requires = "live", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_FORKS)))]
+    count: u32,
     /// CPUs, at most the host group's; as many as the source had unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cpus: Option<u32>,
@@ -71,6 +88,9 @@ impl Fork {
     pub(crate) async fn run(self, connection: &Connection) -> Result<u8, CliError> {
         let request = self.request()?;
         let client = connection.client()?;
+        if self.live {
+            return self.run_live(&client, request).await;
+        }
         let wait = if self.wait {
             ForkWait::Agent
         } else {
@@ -85,6 +105,33 @@ impl Fork {
             output::json(&forked)?
         } else {
             render(&forked)
+        };
+        output::print(&text).await?;
+        Ok(0)
+    }
+
+    async fn run_live(self, client: &Client, request: ForkRequest) -> Result<u8, CliError> {
+        let request = LiveForkRequest {
+            count: self.count,
+            tags: request.tags,
+            tag_mode: request.tag_mode,
+            secrets: request.secrets,
+        };
+        let wait = if self.wait {
+            ForkWait::Agent
+        } else {
+            ForkWait::None
+        };
+        let forked = {
+            let message = || format!("Waiting for forks of {} to answer", self.id);
+            let _spinner = self.wait.then(|| Spinner::start(message()));
+            let fork = async |vm: &str| client.fork_live(vm, &request, wait, self.timeout).await;
+            client.with_vm(&self.id, fork).await?
+        };
+        let text = if self.json {
+            output::json(&forked)?
+        } else {
+            render_live(&forked)
         };
         output::print(&text).await?;
         Ok(0)
@@ -112,6 +159,23 @@ impl Fork {
             ram_bytes: self.ram_gb.or(self.ram_mb).unwrap_or_default(),
         })
     }
+}
+
+fn render_live(forked: &LiveForked) -> String {
+    let paused = Duration::from_nanos(forked.paused);
+    let mut text = format!(
+        "VM forked, paused for {} ms\n  Source: {}\n",
+        paused.as_millis(),
+        output::one_line(&forked.source_hostname)
+    );
+    for vm in &forked.vms {
+        text += &format!(
+            "  {} {}\n",
+            output::one_line(&vm.hostname),
+            output::one_line(&vm.ip)
+        );
+    }
+    text
 }
 
 fn render(forked: &Forked) -> String {
@@ -143,6 +207,23 @@ mod tests {
         match Cli::try_parse_from(line.chain(words.split_whitespace()))?.command {
             Command::Vm(Vm::Fork(fork)) => Ok(fork),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_vm_that_runs_is_forked_with_what_can_be_said_of_it() {
+        let fork = parse("--live --count 3 --secret x").unwrap();
+        assert_eq!((fork.live, fork.count), (true, 3));
+        for bad in [
+            "--count 2",
+            "--live --count 0",
+            "--live --count 65",
+            "--live --cpus 1",
+            "--live --persistent",
+            "--live --fixup hostname",
+            "--live --no-allow",
+        ] {
+            assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
 

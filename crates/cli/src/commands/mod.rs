@@ -30,6 +30,7 @@ pub(crate) mod shutdown;
 pub(crate) mod ssh;
 pub(crate) mod suspend;
 pub(crate) mod tag;
+pub(crate) mod template;
 pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod update;
@@ -60,6 +61,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8, CliError> {
         Command::SshProxy(c) => block_on(c.run(connection)),
         Command::Docker(c) => block_on(c.run(connection)),
         Command::Disk(c) => block_on(c.run(connection)),
+        Command::Template(c) => block_on(c.run(connection)),
         Command::Image(c) => block_on(c.run(connection)),
         Command::Secret(c) => block_on(c.run(connection)),
         Command::Install(c) => block_on(c.run()),

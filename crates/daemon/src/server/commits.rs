@@ -3,6 +3,7 @@
 use super::answer::Failure;
 use super::nodes::{json, parameter};
 use crate::commits::Filter;
+use crate::live::remove_all;
 use crate::supervisor::Supervisor;
 use crate::vm::VmHandle;
 use axum::Json;
@@ -10,7 +11,7 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use slicer_api::{
     ApiError, Commit, CommitRequest, Committed, DeletedCommit, ForkRequest, ForkWait, Forked,
-    parse_duration,
+    LiveForkRequest, LiveForked, parse_duration,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,12 +111,52 @@ pub(super) async fn fork(
     }))
 }
 
-async fn fork_vm(
-    supervisor: &Supervisor,
-    id: &str,
-    query: Option<&str>,
+pub(super) async fn fork_live(
+    State(supervisor): State_,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
     body: Body,
-) -> Result<(VmHandle, ForkWait), ApiError> {
+) -> Result<Json<LiveForked>, Failure> {
+    let vm = supervisor.get(&name)?;
+    let (wait, timeout) = waiting(query.as_deref())?;
+    let request: LiveForkRequest = json(body).await?;
+    let forked = supervisor.fork_live(&vm, &request).await;
+    let group = &vm.record.group;
+    if supervisor.group_config(group).is_ok() {
+        let code = forked.as_ref().map_or_else(|e| e.status, |_| 200);
+        supervisor.metrics.launched(group, code);
+    }
+    let (forks, paused) = forked?;
+    let all_there = async {
+        for fork in &forks {
+            match wait {
+                ForkWait::None => fork.launched().await?,
+                ForkWait::Agent => fork.ready().await?,
+            }
+        }
+        Ok::<(), ApiError>(())
+    };
+    let there = tokio::time::timeout(timeout, all_there).await;
+    let there = there.unwrap_or_else(|_| {
+        Err(ApiError::timeout(format!(
+            "the forks of {name} were not ready within {timeout:?} and have been deleted; give them \
+             more time with timeout"
+        )))
+    });
+    if let Err(e) = there {
+        remove_all(&forks).await;
+        return Err(e.into());
+    }
+    Ok(Json(LiveForked {
+        source_hostname: name,
+        status: "forked".to_owned(),
+        paused: u64::try_from(paused.as_nanos()).unwrap_or(u64::MAX),
+        vms: forks.iter().map(|f| f.record.created()).collect(),
+    }))
+}
+
+/// Whether, and for how long, a fork is waited for.
+fn waiting(query: Option<&str>) -> Result<(ForkWait, Duration), ApiError> {
     let wait = match parameter(query, "wait").as_deref() {
         None | Some("") => ForkWait::default(),
         Some(text) => text.parse().map_err(ApiError::bad_request)?,
@@ -125,6 +166,16 @@ async fn fork_vm(
         Some(text) => parse_duration(text)
             .map_err(|e| ApiError::bad_request(format!("invalid timeout: {e}")))?,
     };
+    Ok((wait, timeout))
+}
+
+async fn fork_vm(
+    supervisor: &Supervisor,
+    id: &str,
+    query: Option<&str>,
+    body: Body,
+) -> Result<(VmHandle, ForkWait), ApiError> {
+    let (wait, timeout) = waiting(query)?;
     let request: ForkRequest = json(body).await?;
     let vm = supervisor.fork(id, &request).await?;
     if wait == ForkWait::None {

@@ -11,6 +11,7 @@ mod openapi;
 mod proxy;
 mod secrets;
 mod stats;
+mod templates;
 mod vm;
 
 pub(crate) use listen::bind;
@@ -68,6 +69,8 @@ impl Server {
             .route("/disks/{vm}/export", get(disks::export))
             .route("/disks/{vm}/sparsify", post(disks::sparsify))
             .route("/disks/{vm}/reset", post(disks::reset))
+            .route("/templates", get(templates::list))
+            .route("/templates/{id}", delete(templates::remove))
             .route("/vm/commits", get(commits::list))
             .route("/vm/commits/{id}", delete(commits::remove))
             .route("/vm/commits/{id}/fork", post(commits::fork))
@@ -82,6 +85,7 @@ impl Server {
             .route("/vm/{vm}/restore", post(vm::restore))
             .route("/vm/{vm}/relaunch", post(vm::relaunch))
             .route("/vm/{vm}/commit", post(commits::commit))
+            .route("/vm/{vm}/fork", post(commits::fork_live))
             .route("/vm/{vm}/exec", get(proxy::proxy).post(proxy::proxy))
             .route("/vm/{vm}/exec/{id}", get(proxy::proxy).delete(proxy::proxy))
             .route("/vm/{vm}/exec/{id}/logs", get(proxy::proxy))

@@ -68,7 +68,7 @@ impl Maker {
                 want = self.wants.recv() => want,
             };
             let Some(want) = want else { return };
-            let id = match draw_id() {
+            let id = match draw_id("tpl") {
                 Ok(id) => id,
                 Err(e) => {
                     warn!("{e}");
@@ -210,10 +210,11 @@ impl Maker {
     }
 }
 
-fn draw_id() -> Result<String, DaemonError> {
+/// A name that nothing else has, of this kind.
+pub(crate) fn draw_id(kind: &str) -> Result<String, DaemonError> {
     let mut bytes = [0; 6];
     getrandom::fill(&mut bytes).map_err(|_| DaemonError::Internal("drawing a name"))?;
-    Ok(bytes.iter().fold("tpl-".to_owned(), |mut id, byte| {
+    Ok(bytes.iter().fold(format!("{kind}-"), |mut id, byte| {
         for digit in [byte >> 4, byte & 15] {
             id.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
         }

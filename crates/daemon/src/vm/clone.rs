@@ -122,6 +122,8 @@ async fn begin(
     slicer_fault::point("clone.disk");
     let origin = Origin {
         id: template.id.clone(),
+        live: false,
+        clonable: true,
         mac: template.mac,
     };
     let spec = MachineSpec {

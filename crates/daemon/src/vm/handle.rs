@@ -4,6 +4,7 @@ use crate::commits::CommitRecord;
 use crate::forwards::Mappings;
 use crate::guest;
 use crate::record::VmRecord;
+use crate::vm::live::Snapshot;
 use slicer_api::{ApiError, CommitRequest, Node, NodeStatus, ShutdownAction, TagsChange, Wait};
 use slicer_image::{Export, FileFormat};
 use slicer_machine::Machine;
@@ -86,6 +87,8 @@ pub(super) enum Command {
         CommitRequest,
         oneshot::Sender<Result<CommitRecord, ApiError>>,
     ),
+    /// What it is now, for others to begin as.
+    Snapshot(oneshot::Sender<Result<Snapshot, ApiError>>),
     /// The whole disk, in this format.
     Export(
         FileFormat,
@@ -135,6 +138,14 @@ impl VmHandle {
     pub(crate) async fn commit(&self, request: CommitRequest) -> Result<CommitRecord, ApiError> {
         let (tx, rx) = oneshot::channel();
         let sent = self.mailbox.send(Command::Commit(request, tx)).await;
+        sent.map_err(|_| self.gone())?;
+        rx.await.map_err(|_| self.gone())?
+    }
+
+    /// Takes a snapshot of it; it runs on.
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let (tx, rx) = oneshot::channel();
+        let sent = self.mailbox.send(Command::Snapshot(tx)).await;
         sent.map_err(|_| self.gone())?;
         rx.await.map_err(|_| self.gone())?
     }

@@ -149,7 +149,7 @@ pub(super) fn spec(
         network: None,
         shares: Vec::new(),
         rosetta: false,
-        clonable: record.template.is_some(),
+        clonable: record.template.as_ref().is_some_and(|t| t.clonable),
         console: shared.work.console(name),
         state_dir: shared.work.run(name),
     }
@@ -258,7 +258,8 @@ pub(super) async fn import_keys(shared: &Shared, record: &VmRecord) -> Option<Ve
 
 /// Nothing below notices, because every byte on an emulated console costs; no self-tests of
 /// ciphers; a panic ends the VM, which its daemon sees.
-const KERNEL_ARGS: &str = " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
+const KERNEL_ARGS: &str =
+    " quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on net.ifnames=0";
 
 #[cfg(test)]
 mod tests {

@@ -25,7 +25,7 @@ fn setup(image: String) -> Setup {
     let mut setup = Setup::sandboxes();
     setup.image = Some(image);
     setup.groups_as_text = format!(
-        "    - name: foreign\n      count: 0\n      vcpu: 1\n      ram_mb: 512\n      arch: {}\n",
+        "    - name: foreign\n      count: 0\n      warm: false\n      vcpu: 1\n      ram_mb: 512\n      arch: {}\n",
         other().go_name()
     );
     setup

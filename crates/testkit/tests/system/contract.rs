@@ -195,6 +195,8 @@ async fn names_nobody_has_and_a_running_vm() {
         "POST /vm/{vm}/relaunch",
         "POST /vm/{vm}/commit",
         "DELETE /vm/commits/{id}",
+        "DELETE /templates/{id}",
+        "POST /vm/{vm}/fork",
         "POST /vm/commits/{id}/fork",
     ];
     let asked: Vec<String> = all

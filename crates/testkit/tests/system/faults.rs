@@ -3,12 +3,15 @@
 
 use crate::lifecycle::{names, ready};
 use crate::pool;
+use crate::template;
 use crate::tests;
 use crate::tour::{says, sh};
 use libtest_mimic::Trial;
 use slicer_api::NodeStatus;
 use slicer_client::CommitFilter;
-use slicer_testkit::{CliOutput, LIMIT, Layer, Registry, Setup, Signal, TestDaemon, alive, soon};
+use slicer_testkit::{
+    BOOT, CliOutput, LIMIT, Layer, Registry, Setup, Signal, TestDaemon, alive, soon,
+};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -17,13 +20,14 @@ use std::time::Duration;
 
 pub(crate) fn trials() -> Vec<Trial> {
     tests!("faults": every_point_is_tested, killed_while_launching_and_deleting,
-        killed_while_taking_a_spare, killed_while_suspending_and_restoring, killed_while_committing_and_forking,
+        killed_while_taking_a_spare, killed_while_making_a_template_and_cloning, killed_while_forking_one_that_runs, killed_while_suspending_and_restoring, killed_while_committing_and_forking,
         killed_while_pulling_and_building)
 }
 
 /// What the points are of, as their names begin: each has a test.
-const TESTED: [&str; 10] = [
-    "launch", "spare", "delete", "suspend", "restore", "commit", "fork", "uncommit", "pull", "base",
+const TESTED: [&str; 13] = [
+    "snapshot", "launch", "clone", "template", "spare", "delete", "suspend", "restore", "commit",
+    "fork", "uncommit", "pull", "base",
 ];
 
 /// The points of this.
@@ -172,6 +176,85 @@ async fn killed_while_taking_a_spare() {
     assert_eq!(pool::spares(&daemon), ["sbox+1.img"]);
     daemon.terminate();
     assert_eq!(pool::spares(&daemon), Vec::<String>::new());
+}
+
+async fn killed_while_making_a_template_and_cloning() {
+    let setup = Setup {
+        warm: true,
+        ..Setup::sandboxes()
+    };
+    let mut daemon = TestDaemon::start(&setup);
+    for point in points("template") {
+        let (made, removed) = ("template.complete", "template.forgotten");
+        if point == removed {
+            // There is one, of the point before.
+            daemon.crash();
+            daemon.launch_to_die_at(point);
+            let id = template::made(&daemon).await;
+            daemon.cli(&["template", "remove", &id]).await;
+        } else {
+            daemon.crash();
+            daemon.launch_to_die_at(point);
+        }
+        let before = daemon.processes();
+        assert_eq!(daemon.wait_exit(BOOT).signal(), Some(9), "{point}");
+        assert!(
+            soon(SOON, || !before.iter().any(|pid| alive(*pid))),
+            "{point}"
+        );
+        daemon.launch();
+        names(&daemon.client()).await;
+        // What is there is whole; what was half-made is gone, but for what is made now.
+        let listed = daemon.client().templates().await.unwrap();
+        assert_eq!(
+            listed.len(),
+            usize::from(point == made),
+            "{point}: {listed:?}"
+        );
+        assert!(template::directories(&daemon).len() <= 1, "{point}");
+    }
+    template::made(&daemon).await;
+    for point in points("clone") {
+        daemon.crash();
+        daemon.launch_to_die_at(point);
+        template::checked(&daemon).await;
+        // It may be told of the VM before it is over.
+        daemon.cli(&["vm", "launch", "sbox"]).await;
+        again(&mut daemon, point).await;
+        gone(&daemon, "sbox-1", point).await;
+    }
+    template::checked(&daemon).await;
+    ok(&daemon, &["vm", "launch", "sbox", "--wait"]).await;
+    assert!(template::cloned(&daemon, "sbox-1"));
+    daemon.stop();
+}
+
+async fn killed_while_forking_one_that_runs() {
+    let mut daemon = TestDaemon::start(&Setup::sandboxes());
+    ok(&daemon, &["vm", "launch", "sbox", "--persistent"]).await;
+    for point in points("snapshot") {
+        daemon.crash();
+        daemon.launch_to_die_at(point);
+        ok(&daemon, &["vm", "relaunch", "sbox-1"]).await;
+        ready(&daemon.client(), "sbox-1").await;
+        let write = format!("echo {point} >> ~/file; sync");
+        says(&daemon.client(), "sbox-1", &write).await;
+        daemon.cli(&["vm", "fork", "--live", "sbox-1"]).await;
+        again(&mut daemon, point).await;
+        gone(&daemon, "sbox-2", point).await;
+        ok(&daemon, &["vm", "relaunch", "sbox-1"]).await;
+        ready(&daemon.client(), "sbox-1").await;
+        let file = says(&daemon.client(), "sbox-1", "tail -n1 ~/file").await;
+        assert_eq!(file, point);
+    }
+    ok(&daemon, &["vm", "fork", "--live", "sbox-1", "--wait"]).await;
+    for vm in ["sbox-1", "sbox-2"] {
+        let lines = says(&daemon.client(), vm, "wc -l < ~/file").await;
+        assert_eq!(lines, points("snapshot").count().to_string(), "{vm}");
+        ok(&daemon, &["vm", "delete", vm]).await;
+    }
+    assert!(soon(SOON, || template::directories(&daemon).is_empty()));
+    daemon.stop();
 }
 
 async fn killed_while_suspending_and_restoring() {

@@ -27,6 +27,7 @@ mod install;
 mod lifecycle;
 mod limits;
 mod listen;
+mod live;
 mod many;
 mod memory;
 mod network;
@@ -40,6 +41,7 @@ mod sleep;
 mod ssh;
 mod stats;
 mod suspend;
+mod template;
 mod tour;
 mod tray;
 
@@ -92,6 +94,8 @@ fn main() -> ExitCode {
         suspend::trials(),
         tray::trials(),
         sleep::trials(),
+        template::trials(),
+        live::trials(),
         faults::trials(),
         network::trials(),
         many::trials(),

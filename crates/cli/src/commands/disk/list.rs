@@ -63,6 +63,7 @@ fn kind(kind: DiskOwner) -> &'static str {
     match kind {
         DiskOwner::Vm => "vm",
         DiskOwner::Commit => "commit",
+        DiskOwner::Template => "template",
         DiskOwner::Base => "base",
     }
 }

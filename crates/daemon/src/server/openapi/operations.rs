@@ -284,6 +284,34 @@ pub(super) const OPS: &[Op] = &[
         ..OP
     },
     Op {
+        method: HttpMethod::Post,
+        path: "/vm/{vm}/fork",
+        id: "forkLive",
+        summary: "Launch VMs that go on from where one that runs is now",
+        query: &[("wait", Word(&["agent", "none"])), ("timeout", Time)],
+        body: Json("LiveForkRequest"),
+        answer: Json("LiveForked"),
+        errors: &[400, 404, 408, 409, 500, 501, 503, 507],
+        ..OP
+    },
+    Op {
+        path: "/templates",
+        id: "listTemplates",
+        summary: "The templates that launches begin as",
+        answer: List("Template"),
+        errors: &[500],
+        ..OP
+    },
+    Op {
+        method: HttpMethod::Delete,
+        path: "/templates/{id}",
+        id: "removeTemplate",
+        summary: "Remove a template; VMs that began as it go on",
+        answer: Json("RemovedTemplate"),
+        errors: &[404, 500],
+        ..OP
+    },
+    Op {
         path: "/vm/commits",
         id: "listCommits",
         summary: "All commits",
