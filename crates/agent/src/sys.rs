@@ -237,9 +237,15 @@ pub(crate) fn reseed(pool: BorrowedFd<'_>, seed: [u8; SEED]) -> io::Result<()> {
         buf_size: libc::c_int,
         buf: [u8; SEED],
     }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        reason = "a seed has 64 bytes"
+    )]
+    const BYTES: libc::c_int = SEED as libc::c_int;
     let info = Info {
-        entropy_count: 8 * SEED as libc::c_int,
-        buf_size: SEED as libc::c_int,
+        entropy_count: 8 * BYTES,
+        buf_size: BYTES,
         buf: seed,
     };
     // SAFETY: the request reads the info, whose buffer is as long as it says, and which outlives the

@@ -98,6 +98,7 @@ impl Templates {
                 None => this.clear(&place)?,
             }
         }
+        this.tidy();
         Ok((this, wanted))
     }
 
@@ -203,9 +204,17 @@ impl Templates {
     /// Removes disks that were left to those who read from them, and that nobody reads from any more.
     /// Blocks.
     pub(crate) fn tidy(&self) {
-        let left = std::mem::take(&mut *self.read());
-        for dir in left {
-            self.clear_or_warn(&Place::new(dir));
+        // One that goes may be the last that reads from another.
+        loop {
+            let left = std::mem::take(&mut *self.read());
+            let before = left.len();
+            for dir in left {
+                self.clear_or_warn(&Place::new(dir));
+            }
+            let after = self.read().len();
+            if after == 0 || after >= before {
+                return;
+            }
         }
     }
 

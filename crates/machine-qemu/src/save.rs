@@ -20,6 +20,8 @@ use tokio::task::spawn_blocking;
 const MIGRATION_TIME: Duration = Duration::from_mins(10);
 /// How long QEMU may take to end after it failed to load a state.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
+/// Between two looks whether QEMU has put a migration behind it.
+const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes a second at which a paused guest is written: as fast as it goes.
 const BANDWIDTH: u64 = 1 << 40;
 /// The name under which QEMU is handed the file.
@@ -218,6 +220,7 @@ impl QemuMachine {
             let _ = self.command("migrate_cancel").await;
             return Err(e);
         }
+        self.finalized().await?;
         if durable {
             let synced = spawn_blocking(move || file.sync_all()).await;
             let synced = synced.unwrap_or_else(|e| Err(e.into()));
@@ -229,6 +232,19 @@ impl QemuMachine {
             resume: self.channel.resume_trigger().map(Trigger::to_bytes),
         };
         serde_json::to_string(&note).map_err(|e| io_failed("describe", path)(io::Error::other(e)))
+    }
+
+    /// Waits until QEMU has put a migration behind it that it said is complete: until then a VM can't be
+    /// resumed. It tells of that by no event.
+    async fn finalized(&self) -> Result<(), MachineError> {
+        let until = tokio::time::Instant::now() + LAST_WORDS_TIME;
+        while self.command("query-status").await?["status"] == "finish-migrate" {
+            if tokio::time::Instant::now() > until {
+                break;
+            }
+            tokio::time::sleep(FINALIZE_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Reads the state that a machine of the same kind wrote.

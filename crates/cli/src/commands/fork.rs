@@ -11,6 +11,7 @@ use slicer_api::{
     parse_duration,
 };
 use slicer_client::Client;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Launch a VM whose disk begins as a commit's, or, with --live, VMs that go on from where one is now
@@ -169,11 +170,8 @@ fn render_live(forked: &LiveForked) -> String {
         output::one_line(&forked.source_hostname)
     );
     for vm in &forked.vms {
-        text += &format!(
-            "  {} {}\n",
-            output::one_line(&vm.hostname),
-            output::one_line(&vm.ip)
-        );
+        let (name, ip) = (output::one_line(&vm.hostname), output::one_line(&vm.ip));
+        let _ = writeln!(text, "  {name} {ip}");
     }
     text
 }

@@ -7,6 +7,7 @@ use crate::table::Table;
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use slicer_api::Template as Shown;
+use std::fmt::Write as _;
 
 /// See to the templates that sandboxes begin as
 ///
@@ -60,11 +61,12 @@ impl Template {
                 let mut text = String::new();
                 for id in &c.ids {
                     let removed = client.remove_template(id).await?;
-                    text += &if c.json {
-                        output::json(&removed)?
+                    if c.json {
+                        text.push_str(&output::json(&removed)?);
                     } else {
-                        format!("Template removed: {}\n", output::one_line(&removed.id))
-                    };
+                        let _ =
+                            writeln!(text, "Template removed: {}", output::one_line(&removed.id));
+                    }
                 }
                 text
             }

@@ -76,6 +76,8 @@ config:
       vcpu: @SBOX_VCPU@
       ram_gb: @SBOX_RAM@
       storage_size: 15G
+      # Whether they begin as a template: one that was booted once, whose memory they share.
+      # warm: true
       # How many are booted ahead, each taking the memory of one: a launch has only to wake it.
       # warm_pool: 1
       share_home: ""

@@ -1,13 +1,13 @@
 //! Makes templates, one at a time, when nobody waits for the host.
 
 use super::record::{Made, Place, Shape, Template};
-use crate::DaemonError;
 use crate::guest;
 use crate::images::{GroupImage, Prepared};
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::vm::{DiskGate, Phase, template_spec};
-use slicer_machine::MacAddress;
+use crate::{DaemonError, console};
+use slicer_machine::{MacAddress, Machine, MachineState, StopReason};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -175,14 +175,10 @@ impl Maker {
             .launch_template(spec, &place.memory())
             .await?;
         slicer_fault::point("template.booting");
-        match tokio::time::timeout(BOOT_TIME, machine.connect()).await {
-            Ok(stream) => drop(stream?),
-            Err(_) => return Err(DaemonError::Internal("waiting for a template's agent")),
-        }
-        guest::settle(&*machine)
-            .await
-            .map_err(|e| DaemonError::Unsupported(e.to_string()))?;
-        let note = machine.save_template(&place.state()).await?;
+        let note = match come_to_rest(&*machine, place).await {
+            Ok(note) => note,
+            Err(e) => return Err(end_of(&*machine, place).await.unwrap_or(e)),
+        };
         machine.kill().await?;
         drop(machine);
         slicer_fault::point("template.saved");
@@ -208,6 +204,32 @@ impl Maker {
         shared.templates.insert(template, true);
         Ok(())
     }
+}
+
+/// Waits until nothing goes on in a template's guest, and saves it.
+async fn come_to_rest(machine: &dyn Machine, place: &Place) -> Result<String, DaemonError> {
+    match tokio::time::timeout(BOOT_TIME, machine.connect()).await {
+        Ok(stream) => drop(stream?),
+        Err(_) => return Err(DaemonError::Internal("waiting for a template's agent")),
+    }
+    guest::settle(machine)
+        .await
+        .map_err(|e| DaemonError::Unsupported(e.to_string()))?;
+    Ok(machine.save_template(&place.state()).await?)
+}
+
+/// Why a machine is gone, if it is.
+async fn end_of(machine: &dyn Machine, place: &Place) -> Option<DaemonError> {
+    let reason = match &*machine.state().borrow() {
+        MachineState::Stopped(reason) => reason.clone(),
+        _ => return None,
+    };
+    let last = console::last_lines(&place.console(), 3).await;
+    let why = match reason {
+        StopReason::Crashed(how) => how,
+        StopReason::Guest | StopReason::Killed => "it powered off".to_owned(),
+    };
+    Some(DaemonError::Unsupported(format!("{why}; console: {last}")))
 }
 
 /// A name that nothing else has, of this kind.
