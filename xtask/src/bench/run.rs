@@ -339,7 +339,18 @@ impl Run {
         if !parts.iter().any(|part| self.plan.wants(*part)) {
             return Ok(());
         }
-        let mut bed = Bed::start(&self.dir).await?;
+        let mut bed = match Bed::start(&self.dir).await {
+            Ok(bed) => bed,
+            Err(e) => {
+                self.failed += 1;
+                say(&format!("The VM for copies and forwards FAILED: {e:#}"));
+                self.skip(
+                    "copies, forwards, connections",
+                    &format!("it failed: {e:#}"),
+                );
+                return Ok(());
+            }
+        };
         let plan = self.plan.clone();
         if let Some(lap) = self.begin(Part::Connect) {
             let got = connect::measure(&mut bed, plan.connect, plan.stuck).await;
