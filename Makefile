@@ -248,11 +248,15 @@ fuzz: agent $(CARGO_FUZZ) ## Run each fuzz target for FUZZ_SECONDS, or some by F
 			-artifact_prefix=$(FUZZ_DIR)/artifacts/$$target-; \
 	done
 
+# What some of it is measured against.
+BENCH_PACKAGES := skopeo umoci
+
 .PHONY: bench
 bench: FOREIGN_QEMU_PACKAGE :=
-bench: deps build image $(REGISTRY) ## Measure it against what the machine allows, and against ssh
+bench: deps build image minimal-image $(REGISTRY) ## Measure it against what the machine allows, or parts by ONLY, and write docs/benchmarks.md
+	@if command -v dpkg-query >/dev/null; then $(call install,$(BENCH_PACKAGES)); fi
 	xtask/guest-program slicer-bench-guest $(GUEST_ARCH)
-	$(XTASK) bench
+	$(if $(ONLY),BENCH_ONLY=$(ONLY)) $(XTASK) bench
 
 .PHONY: clean
 clean: ## Remove everything that was built

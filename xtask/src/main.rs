@@ -26,6 +26,8 @@ enum Task {
     Dist(dist::Args),
     /// Measure launch, exec and the idle daemon against what the machine allows.
     Bench(bench::Args),
+    /// Make docs/benchmarks.md and its chart again, of results that are kept.
+    Page(bench::PageArgs),
     /// Pull an image and make its base, which the benchmark times.
     #[command(hide = true)]
     Base(bench::BaseArgs),
@@ -37,6 +39,7 @@ fn main() -> Result<()> {
         Task::Demo => demo::run(),
         Task::Dist(args) => dist::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Page(args) => bench::render(&args),
         Task::Base(args) => bench::base(&args),
     }
 }

@@ -1,28 +1,46 @@
 //! What is judged, and how much is allowed.
 
 use super::report::Bar;
-use super::stats::Estimate;
+use super::run::Raw;
+use super::stats::{Estimate, median, quantile};
 use super::{
-    Raw, connect, exec, forward, idle, image, launch, memory, shares, start, suspend, transfer,
-    tree,
+    connect, exec, fork, forward, idle, image, launch, many, memory, minimal, pool, shares, start,
+    suspend, template, transfer, tree,
 };
 
-/// The bars of all that was measured.
+/// The bars of all that was measured, with what each is about.
 pub(super) fn of(raw: &Raw) -> Vec<Bar> {
     let mut bars = Vec::new();
-    bars.extend(raw.launch.iter().flat_map(of_launch));
-    bars.extend(raw.suspend.iter().flat_map(of_suspend));
-    bars.extend(raw.start.iter().map(of_start));
-    bars.extend(raw.shares.iter().flat_map(of_shares));
-    bars.extend(raw.image.iter().flat_map(of_image));
-    bars.extend(raw.exec.iter().map(of_exec));
-    bars.extend(raw.cli.iter().map(of_cli));
-    bars.extend(raw.idle.iter().flat_map(of_idle));
-    bars.extend(raw.transfer.iter().flat_map(of_transfer));
-    bars.extend(raw.tree.iter().flat_map(of_tree));
-    bars.extend(raw.forward.iter().flat_map(of_forward));
-    bars.extend(raw.connect.iter().flat_map(of_connect));
-    bars.extend(raw.memory.iter().flat_map(of_memory));
+    let mut add = |section, more: Vec<Bar>| bars.extend(more.into_iter().map(|b| b.of(section)));
+    let launches = "Launches";
+    add(launches, raw.launch.iter().flat_map(of_launch).collect());
+    add(launches, raw.minimal.iter().flat_map(of_minimal).collect());
+    add(launches, raw.many.iter().filter_map(of_burst).collect());
+    add(launches, raw.pool.iter().flat_map(of_pool).collect());
+    let of_templates = raw.template.iter().flat_map(of_template).collect();
+    add("Launches from templates", of_templates);
+    let forks = raw.fork.iter().flat_map(of_fork).collect();
+    add("Forks of running VMs", forks);
+    let disk = "Suspend, restore, pause";
+    add(disk, raw.suspend.iter().flat_map(of_suspend).collect());
+    let exec = "Commands";
+    add(exec, raw.exec.iter().map(of_exec).collect());
+    add(exec, raw.cli.iter().map(of_cli).collect());
+    add(exec, raw.connect.iter().flat_map(of_connect).collect());
+    let copies = "Copies and streams";
+    add(copies, raw.transfer.iter().flat_map(of_transfer).collect());
+    add(copies, raw.tree.iter().flat_map(of_tree).collect());
+    let forwards = "Forwarded ports";
+    add(forwards, raw.forward.iter().flat_map(of_forward).collect());
+    let shares = "Shared folders";
+    add(shares, raw.shares.iter().flat_map(of_shares).collect());
+    let images = "Images and disks";
+    add(images, raw.image.iter().flat_map(of_image).collect());
+    let cost = "Memory and CPU time";
+    add(cost, raw.idle.iter().flat_map(of_idle).collect());
+    add(cost, raw.many.iter().flat_map(of_many).collect());
+    add(cost, raw.memory.iter().flat_map(of_memory).collect());
+    add("The daemon", raw.start.iter().map(of_start).collect());
     bars
 }
 
@@ -40,7 +58,159 @@ fn of_launch(launch: &launch::Samples) -> Vec<Bar> {
             Estimate::of_ratios(&launch.product, &launch.bare),
             2.2,
         ),
+        Bar::ratio(
+            "launch, overhead",
+            "what it takes longer than by hand / an overlay by qemu-img and QEMU's start until its \
+             monitor answers",
+            Estimate::of_ratios(&launch.overhead(), &launch.least),
+            3.0,
+        ),
+        Bar::limit(
+            "launch, more",
+            "what it takes longer than by hand, ms",
+            1e3 * median(&launch.overhead()),
+            150.0,
+        ),
     ]
+}
+
+fn of_minimal(minimal: &minimal::Samples) -> Vec<Bar> {
+    vec![
+        Bar::ratio(
+            "minimal",
+            "POST …/nodes?wait=agent, an image without an init / bare kernel until its init runs",
+            Estimate::of_ratios(&minimal.product, &minimal.bare),
+            1.1,
+        ),
+        Bar::limit(
+            "minimal, more",
+            "what it takes longer than the bare kernel, ms",
+            1e3 * median(&minimal.overhead()),
+            150.0,
+        ),
+    ]
+}
+
+fn of_burst(many: &many::Samples) -> Option<Bar> {
+    (!many.burst.is_empty()).then(|| {
+        Bar::ratio(
+            "burst",
+            "POST …/nodes?wait=agent, as many at once as \"many\" says / as many QEMUs by hand",
+            Estimate::of_ratios(&many.burst, &many.floor_burst),
+            1.1,
+        )
+    })
+}
+
+fn of_pool(pool: &pool::Samples) -> Vec<Bar> {
+    let spread = quantile(&pool.pooled, 0.95) / median(&pool.pooled).max(f64::EPSILON);
+    vec![
+        Bar::ratio(
+            "pool",
+            "POST …/nodes?wait=agent with warm_pool: 1 / the same, booted",
+            Estimate::of_ratios(&pool.pooled, &pool.cold),
+            0.02,
+        ),
+        Bar::limit("pool, spread", "of these, p95 / p50", spread, 2.0),
+    ]
+}
+
+fn of_template(template: &template::Samples) -> Vec<Bar> {
+    let Some(p) = &template.product else {
+        return Vec::new();
+    };
+    vec![
+        Bar::ratio(
+            "warm",
+            "POST …/nodes?wait=agent from a template / the same, booted",
+            Estimate::of_ratios(&p.warm, &p.cold),
+            0.04,
+        ),
+        Bar::ratio(
+            "warm, by hand",
+            "POST …/nodes?wait=agent from a template / a clone by hand until its first byte",
+            Estimate::of_ratios(&p.warm, &template.by_hand),
+            1.5,
+        ),
+        Bar::limit(
+            "warm, spread",
+            "launches from a template one after another, p95 / p50",
+            p.spread(),
+            2.0,
+        ),
+        Bar::ratio(
+            "warm, burst",
+            "launches from a template, 20 at once / as many clones by hand",
+            Estimate::of_ratios(&p.burst, &template.by_hand_burst),
+            1.3,
+        ),
+        Bar::ratio(
+            "warm, exec",
+            "the first exec in a fresh clone / the median of later ones in it",
+            Estimate::of_ratios(&p.first_exec, &p.later_exec),
+            2.0,
+        ),
+        Bar::limit(
+            "memory, warm",
+            "PSS of 20 idle clones / of 20 idle VMs that were booted",
+            p.idle[0] / p.idle[1],
+            0.15,
+        ),
+        Bar::limit(
+            "memory, warm, used",
+            "the same after a command in each",
+            p.used[0] / p.used[1],
+            0.35,
+        ),
+    ]
+}
+
+fn of_fork(fork: &fork::Samples) -> Vec<Bar> {
+    let ms = |times: &[f64]| 1e3 * median(times);
+    vec![
+        Bar::limit(
+            "fork, pause",
+            "of the parent, of 1 GiB, as slicer-mac says, ms",
+            ms(&fork.paused),
+            300.0,
+        ),
+        Bar::limit(
+            "fork, silence",
+            "the longest request to the parent's agent meanwhile, of those that follow one another, ms",
+            ms(&fork.longest),
+            300.0,
+        ),
+    ]
+}
+
+fn of_many(many: &many::Samples) -> Vec<Bar> {
+    let mut bars = Vec::new();
+    for (n, share) in many.daemon_share() {
+        bars.push(Bar::limit(
+            &format!("memory, {n} VM{}", if n == 1 { "" } else { "s" }),
+            "PSS that slicer-mac has more than without a VM, for each, MiB",
+            share,
+            10.0,
+        ));
+    }
+    if let Some(ratio) = many.memory_ratio() {
+        bars.push(Bar::limit(
+            "density",
+            "PSS of slicer-mac and all idle VMs of \"many\" / of as many QEMUs by hand",
+            ratio,
+            // 0.95 of the VMs in the same memory.
+            1.053,
+        ));
+    }
+    if let Some(cpu) = many.daemon_cpu() {
+        bars.push(Bar::limit(
+            "CPU, many",
+            "of slicer-mac for each of many idle VMs, % of a core",
+            cpu,
+            0.2,
+        ));
+    }
+    bars
 }
 
 fn of_suspend(suspend: &suspend::Samples) -> Vec<Bar> {
@@ -60,7 +230,7 @@ fn of_suspend(suspend: &suspend::Samples) -> Vec<Bar> {
         Bar::limit(
             "pause, resume",
             "POST …/pause or …/resume, ms",
-            1e3 * super::median(&suspend.freeze),
+            1e3 * median(&suspend.freeze),
             20.0,
         ),
     ]
@@ -70,7 +240,7 @@ fn of_start(start: &start::Samples) -> Bar {
     Bar::limit(
         "start",
         "slicer-mac up with 50 VMs that are off, until it has listed them, ms",
-        1e3 * super::median(&start.start),
+        1e3 * median(&start.start),
         200.0,
     )
 }
@@ -150,17 +320,19 @@ fn of_cli(cli: &exec::CliSamples) -> Bar {
 }
 
 fn of_idle(idle: &idle::Samples) -> Vec<Bar> {
-    vec![
+    let used = (idle.rss_after_work > 0.0).then(|| {
+        Bar::limit(
+            "memory, used",
+            "the same after many execs, MiB",
+            idle.rss_after_work,
+            25.0,
+        )
+    });
+    let mut bars = vec![
         Bar::limit(
             "memory",
             "RSS of slicer-mac without a VM, MiB",
             idle.rss_none,
-            25.0,
-        ),
-        Bar::limit(
-            "memory, used",
-            "the same after all execs here, MiB",
-            idle.rss_after_work,
             25.0,
         ),
         Bar::limit(
@@ -175,7 +347,9 @@ fn of_idle(idle: &idle::Samples) -> Vec<Bar> {
             idle.cpu_percent(),
             0.2,
         ),
-    ]
+    ];
+    bars.extend(used);
+    bars
 }
 
 /// Eight tenths of the speed is ten eighths of the time. The raw guest channel is a port as QEMU makes
@@ -192,6 +366,12 @@ fn of_transfer(transfer: &transfer::Samples) -> Vec<Bar> {
             "cp out",
             "slicer vm cp of a file out of a VM / as many bytes on a raw guest channel",
             Estimate::of_ratios(&transfer.cp_out, &transfer.raw_out),
+            1.25,
+        ),
+        Bar::ratio(
+            "stdout",
+            "slicer vm exec of what prints as much / as many bytes on a raw guest channel",
+            Estimate::of_ratios(&transfer.stdout, &transfer.raw_out),
             1.25,
         ),
         Bar::note(
@@ -212,13 +392,13 @@ fn of_transfer(transfer: &transfer::Samples) -> Vec<Bar> {
         Bar::ratio(
             "cp in, scp",
             "slicer vm cp of a file into a VM / scp of it",
-            Estimate::of_ratios(&transfer.cp_in, &transfer.scp_in),
+            Estimate::of_ratios(&transfer.small_in, &transfer.scp_in),
             0.5,
         ),
         Bar::ratio(
             "cp out, scp",
             "slicer vm cp of a file out of a VM / scp of it",
-            Estimate::of_ratios(&transfer.cp_out, &transfer.scp_out),
+            Estimate::of_ratios(&transfer.small_out, &transfer.scp_out),
             0.5,
         ),
     ]
@@ -287,6 +467,13 @@ fn of_connect(connect: &connect::Samples) -> Vec<Bar> {
             "slicer vm exec / a new ssh connection",
             Estimate::of_ratios(&connect.exec, &connect.ssh),
             0.333,
+        ),
+        Bar::ratio(
+            "exec, raw",
+            "REST exec of /bin/true / (a byte to and fro on a raw guest channel + spawn in the guest), \
+             medians of blocks",
+            Estimate::of_ratios(&connect.alone, &connect.floor()),
+            2.0,
         ),
         Bar::ratio(
             "exec, stuck",

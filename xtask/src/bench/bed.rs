@@ -304,10 +304,11 @@ async fn sh(client: &Client, vm: &str, script: &str) -> Result<ExecBuffered> {
     Ok(client.exec_buffered(vm, &request).await?)
 }
 
-/// A port that is free now.
+/// A port that is free, and of those the kernel gives to nobody by itself: it is used a while later.
 fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
-    Ok(listener.local_addr()?.port())
+    let ports = (0..100).map(|_| fastrand::u16(20_000..32_000));
+    let mut free = ports.filter(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    free.next().context("no port is free")
 }
 
 /// Makes the script, and a `PATH` on which it comes first.

@@ -2,8 +2,9 @@
 //! nothing of what he asked for.
 
 use super::bed::{Bed, seconds};
-use super::exec::run_true;
+use super::exec::{run_true, spawn_in_guest};
 use super::median;
+use super::plan::Rounds;
 use crate::text::say;
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -25,11 +26,24 @@ pub(crate) struct Samples {
     pub(crate) ssh: Vec<f64>,
     /// The median of some REST execs, one per block.
     pub(crate) alone: Vec<f64>,
-    /// The same while a command prints without end and nobody reads it.
+    /// The median of as many bytes, one at a time, over a port as QEMU makes it and back.
+    pub(crate) echo: Vec<f64>,
+    /// What a shell in the guest needs to spawn `/bin/true` and wait for it.
+    pub(crate) spawn: Vec<f64>,
+    /// The median of some REST execs while a command prints without end and nobody reads it.
     pub(crate) beside: Vec<f64>,
 }
 
 impl Samples {
+    /// What an exec can't be faster than: a byte to the guest and back, and a program there.
+    pub(crate) fn floor(&self) -> Vec<f64> {
+        self.echo
+            .iter()
+            .zip(&self.spawn)
+            .map(|(a, b)| a + b)
+            .collect()
+    }
+
     /// How fast it is, for people.
     pub(crate) fn story(&self) -> String {
         format!(
@@ -43,13 +57,11 @@ impl Samples {
     }
 }
 
-/// Measures `pairs` of connections and `blocks` of execs.
-pub(crate) async fn measure(bed: &Bed, pairs: u32, blocks: u32) -> Result<Samples> {
-    say(&format!(
-        "Connect: {pairs} pairs, {blocks} blocks of {BLOCK} execs beside a stuck reader"
-    ));
+/// Measures pairs of connections and blocks of execs.
+pub(crate) async fn measure(bed: &mut Bed, pairs: Rounds, blocks: Rounds) -> Result<Samples> {
+    say("Connect: fresh commands, and execs beside a stuck reader");
     let mut samples = Samples::default();
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             if product {
                 let exec = bed.slicer(&["vm", "exec", "{}", "--", "/bin/true"])?;
@@ -61,7 +73,7 @@ pub(crate) async fn measure(bed: &Bed, pairs: u32, blocks: u32) -> Result<Sample
             }
         }
     }
-    for block in 0..blocks {
+    for block in blocks.run() {
         for stuck in [block % 2 == 0, block % 2 != 0] {
             if stuck {
                 let reader = start_unread(bed).await?;
@@ -69,6 +81,9 @@ pub(crate) async fn measure(bed: &Bed, pairs: u32, blocks: u32) -> Result<Sample
                 drop(reader);
             } else {
                 samples.alone.push(block_of_execs(bed).await?);
+                let spawn = spawn_in_guest(bed.client(), bed.vm()).await?;
+                samples.spawn.push(spawn);
+                samples.echo.push(median(&bed.raw.echo(BLOCK).await?));
             }
         }
     }

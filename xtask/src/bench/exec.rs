@@ -1,6 +1,7 @@
 //! Commands in a guest, over REST and with the command line.
 
 use super::median;
+use super::plan::Rounds;
 use crate::text::say;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -43,16 +44,16 @@ impl Samples {
     }
 }
 
-/// Measures `rounds` of each.
-pub(crate) async fn measure(rounds: u32, client: &Client, vm: &str) -> Result<Samples> {
-    say(&format!("Exec: {rounds} rounds"));
+/// Measures rounds of each.
+pub(crate) async fn measure(rounds: Rounds, client: &Client, vm: &str) -> Result<Samples> {
+    say("Exec");
     let mut samples = Samples::default();
-    for round in 0..rounds {
+    let mut spawn = 0.0;
+    for round in rounds.run() {
         if round % BLOCK == 0 {
-            let spawn = spawn_in_guest(client, vm).await?;
-            let until = rounds.min(round + BLOCK) - round;
-            samples.spawn.extend((0..until).map(|_| spawn));
+            spawn = spawn_in_guest(client, vm).await?;
         }
+        samples.spawn.push(spawn);
         for exec in [round % 2 == 0, round % 2 != 0] {
             let start = Instant::now();
             if exec {
@@ -83,7 +84,7 @@ pub(super) async fn run_true(client: &Client, vm: &str) -> Result<()> {
 }
 
 /// Seconds a spawn takes in the guest, by the guest's own clock.
-async fn spawn_in_guest(client: &Client, vm: &str) -> Result<f64> {
+pub(super) async fn spawn_in_guest(client: &Client, vm: &str) -> Result<f64> {
     let script = format!(
         "list=$(seq {SPAWNS}); start=$(date +%s%N); for i in $list; do /bin/true; done; \
          end=$(date +%s%N); echo $((end - start))"
@@ -130,17 +131,17 @@ impl CliSamples {
     }
 }
 
-/// Measures `rounds` of each. `slicer` makes a command of `slicer`'s arguments.
+/// Measures rounds of each. `slicer` makes a command of `slicer`'s arguments.
 pub(crate) async fn measure_cli(
-    rounds: u32,
+    rounds: Rounds,
     client: &Client,
     vm: &str,
     slicer: impl Fn(&[&str]) -> Command,
 ) -> Result<CliSamples> {
-    say(&format!("CLI: {rounds} rounds"));
+    say("CLI");
     let exec = ["vm", "exec", "--shell", "", vm, "--", "/bin/true"];
     let mut samples = CliSamples::default();
-    for round in 0..rounds {
+    for round in rounds.run() {
         let start = Instant::now();
         run_true(client, vm).await?;
         samples.rest.push(start.elapsed().as_secs_f64());

@@ -3,6 +3,12 @@
 //! The command line is written out here rather than taken from the backend, so that what the
 //! backend adds shows in the ratio.
 
+mod kept;
+mod template;
+
+pub(crate) use kept::Kept;
+pub(crate) use template::{Clone as HandClone, Template};
+
 use super::{DISK_SIZE, GROUP, RAM_MB, VCPUS};
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
@@ -30,6 +36,7 @@ const AGENT_FD: i32 = 4;
 const MAC: &str = "02:00:00:00:00:09";
 
 /// The boot files that a daemon has prepared in its directory, and how it runs guests.
+#[derive(Clone)]
 pub(crate) struct Floor {
     dir: PathBuf,
     /// `kvm` or `tcg`.
@@ -59,6 +66,18 @@ impl Floor {
                 .context("the daemon chose no accelerator")?
                 .to_owned(),
         })
+    }
+
+    /// The guests' kernel, by what is in its file.
+    pub(crate) fn kernel_release(&self) -> String {
+        const BEFORE: &[u8] = b"Linux version ";
+        let file = self.dir.join("kernel").join(GROUP).join("Image");
+        let bytes = fs::read(file).unwrap_or_default();
+        let at = bytes.windows(BEFORE.len()).position(|w| w == BEFORE);
+        let release = at.and_then(|at| bytes.get(at + BEFORE.len()..));
+        let release = release.and_then(|r| r.split(|b| *b == b' ').next());
+        // A format string is there, too, in some.
+        String::from_utf8_lossy(release.unwrap_or_default()).into_owned()
     }
 
     /// QEMU's program and the part of its command line that every boot here has.
@@ -179,10 +198,7 @@ impl Floor {
         let resume = tokio::time::timeout(BOOT_TIME, boot).await;
         let resume = resume.context("the guest does not get ready")??;
         Ok(Sleeper {
-            floor: Self {
-                dir: self.dir.clone(),
-                accelerator: self.accelerator.clone(),
-            },
+            floor: self.clone(),
             overlay,
             running: Some((child, qmp, channel)),
             resume,
@@ -441,7 +457,11 @@ impl Monitor {
                 }
             }
         };
-        let stream = tokio::time::timeout(BOOT_TIME, connected).await?;
+        Self::on(tokio::time::timeout(BOOT_TIME, connected).await?).await
+    }
+
+    /// The monitor at the other end.
+    async fn on(stream: UnixStream) -> Result<Self> {
         let mut this = Self(BufReader::new(stream));
         this.line().await?;
         this.execute(r#"{"execute":"qmp_capabilities"}"#).await?;

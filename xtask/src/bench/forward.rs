@@ -4,6 +4,7 @@
 use super::bed::{Bed, TCP_PORT};
 use super::median;
 use super::pipe::Pipe;
+use super::plan::Rounds;
 use crate::text::say;
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -82,18 +83,20 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Measures `pairs` of transfers and `blocks` of latencies.
-pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) -> Result<Samples> {
-    say(&format!(
-        "Forward: {pairs} pairs of {} MiB, {blocks} of {BLOCK} echoes",
-        bytes >> 20
-    ));
+/// Measures pairs of transfers and blocks of latencies.
+pub(crate) async fn measure(
+    bed: &mut Bed,
+    bytes: u64,
+    pairs: Rounds,
+    blocks: Rounds,
+) -> Result<Samples> {
+    say(&format!("Forward: {} MiB, and echoes", bytes >> 20));
     let mut forward = Forward::start(bed).await?;
     let mut samples = Samples {
         bytes,
         ..Samples::default()
     };
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             if product {
                 samples.forward_in.push(forward.pipe.give(bytes).await?);
@@ -108,7 +111,7 @@ pub(crate) async fn measure(bed: &mut Bed, bytes: u64, pairs: u32, blocks: u32) 
             }
         }
     }
-    for block in 0..blocks {
+    for block in blocks.run() {
         for product in [block % 2 == 0, block % 2 != 0] {
             if product {
                 samples.forward_echo.extend(forward.pipe.echo(BLOCK).await?);

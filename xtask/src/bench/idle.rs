@@ -1,16 +1,14 @@
 //! What a daemon costs that does nothing.
 
+use super::process::{TICKS_PER_SECOND, mib, ticks};
 use super::{GROUP, create};
 use crate::daemon::Daemon;
 use crate::text::say;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use slicer_client::Client;
-use std::fs;
 use std::time::{Duration, Instant};
 
-/// The unit of times in `/proc/PID/stat`, which is the same on all architectures slicer runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// What a daemon that has just started may still have to do.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
@@ -21,7 +19,7 @@ pub(crate) struct Samples {
     pub(crate) rss_none: f64,
     /// With one, two and three VMs.
     pub(crate) rss_with: Vec<f64>,
-    /// With no VM again, after every measurement.
+    /// With no VM again, after many execs; 0 when none was measured.
     pub(crate) rss_after_work: f64,
     /// CPU time used while one VM idled, hundredths of a second.
     pub(crate) ticks: f64,
@@ -44,12 +42,8 @@ impl Samples {
     }
 }
 
-/// Measures a daemon that has just started, for `seconds`. Leaves one VM, whose name it returns.
-pub(crate) async fn measure(
-    seconds: u64,
-    daemon: &Daemon,
-    client: &Client,
-) -> Result<(Samples, String)> {
+/// Measures a daemon that has just started, for `seconds`.
+pub(crate) async fn measure(seconds: u64, daemon: &Daemon, client: &Client) -> Result<Samples> {
     say(&format!("Idle: three VMs, then {seconds} s with one"));
     tokio::time::sleep(SETTLE_TIME).await;
     let mut samples = Samples {
@@ -70,36 +64,11 @@ pub(crate) async fn measure(
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     samples.seconds = start.elapsed().as_secs_f64();
     samples.ticks = ticks(daemon.pid())? - before;
-    Ok((samples, first))
+    client.delete_node(GROUP, &first).await?;
+    Ok(samples)
 }
 
 /// A process's resident memory, MiB.
 pub(crate) fn rss(pid: i32) -> Result<f64> {
-    status_mib(pid, "VmRSS:")
-}
-
-/// A size of `/proc/PID/status`, MiB.
-pub(super) fn status_mib(pid: i32, key: &str) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix(key));
-    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-    Ok(kib.with_context(|| format!("no {key} in {path}"))? / 1024.0)
-}
-
-/// A process's CPU time, user and system, in ticks.
-fn ticks(pid: i32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.
-    let fields = text
-        .rsplit_once(')')
-        .map(|(_, rest)| rest.split_whitespace());
-    let times = fields.map(|f| {
-        f.skip(11)
-            .take(2)
-            .filter_map(|f| f.parse::<f64>().ok())
-            .sum()
-    });
-    times.with_context(|| format!("no times in {path}"))
+    mib(pid, "status", "VmRSS:")
 }

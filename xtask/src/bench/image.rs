@@ -2,6 +2,8 @@
 //! and a VM's disk out of that.
 
 use super::bed::seconds;
+use super::plan::Rounds;
+use super::process::mib;
 use super::{DISK_SIZE, median};
 use crate::text::say;
 use crate::workspace;
@@ -109,8 +111,9 @@ pub(crate) fn base(args: &BaseArgs) -> Result<()> {
     build_base(&image, &args.out, size, &Limits::default(), &|_| ())?;
     let said = Said {
         seconds: start.elapsed().as_secs_f64(),
-        peak_mib: super::idle::status_mib(
+        peak_mib: mib(
             rustix::process::getpid().as_raw_nonzero().get(),
+            "status",
             "VmHWM:",
         )?,
     };
@@ -118,9 +121,14 @@ pub(crate) fn base(args: &BaseArgs) -> Result<()> {
     Ok(())
 }
 
-/// Measures `pairs` of bases, from the image at `layout`, and of disks, below `dir`.
-pub(crate) async fn measure(layout: &Path, dir: &Path, pairs: u32) -> Result<Samples> {
-    say(&format!("Image: {pairs} pairs of bases and of disks"));
+/// Measures pairs of bases, from the image at `layout`, and of disks, below `dir`.
+pub(crate) async fn measure(
+    layout: &Path,
+    dir: &Path,
+    bases: Rounds,
+    disks: Rounds,
+) -> Result<Samples> {
+    say("Image: bases and disks");
     for tool in TOOLS {
         let found = Command::new(tool)
             .arg("--version")
@@ -143,7 +151,7 @@ pub(crate) async fn measure(layout: &Path, dir: &Path, pairs: u32) -> Result<Sam
     seconds(push).await?;
     let mut samples = Samples::default();
     let base = dir.join("base.img");
-    for pair in 0..pairs {
+    for pair in bases.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             if product {
                 let said = of_product(&registry.image, &dir, &base).await?;
@@ -154,7 +162,7 @@ pub(crate) async fn measure(layout: &Path, dir: &Path, pairs: u32) -> Result<Sam
             }
         }
     }
-    for pair in 0..pairs {
+    for pair in disks.run() {
         clones(&base, &dir, pair % 2 == 0, &mut samples).await?;
     }
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;

@@ -1,7 +1,7 @@
 //! What daemon and agent need at most while a lot passes through them.
 
 use super::bed::{Bed, seconds};
-use super::idle::status_mib;
+use super::process::mib;
 use super::transfer::path;
 use crate::text::say;
 use anyhow::{Context, Result};
@@ -98,7 +98,7 @@ async fn peak(bed: &Bed, what: &'static str, command: Command) -> Result<Peak> {
         .fold(0.0, f64::max);
     Ok(Peak {
         what,
-        daemon: status_mib(bed.daemon_pid(), "VmHWM:")?,
+        daemon: mib(bed.daemon_pid(), "status", "VmHWM:")?,
         agent: agent / 1024.0,
         seconds,
     })

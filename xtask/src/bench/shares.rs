@@ -1,6 +1,7 @@
 //! A host folder in a VM: the product's, and one by a virtiofsd started by hand.
 
 use super::floor::{Floor, Sharer};
+use super::plan::Rounds;
 use super::{create, median};
 use crate::daemon::Daemon;
 use crate::programs;
@@ -79,9 +80,9 @@ impl Samples {
     }
 }
 
-/// Measures `pairs` of each, in alternating order. `file` is the configuration of a daemon that isn't
+/// Measures pairs of each, in alternating order. `file` is the configuration of a daemon that isn't
 /// running, and is left as it is.
-pub(crate) async fn measure(pairs: u32, file: &Path, floor: &Floor) -> Result<Samples> {
+pub(crate) async fn measure(pairs: Rounds, file: &Path, floor: &Floor) -> Result<Samples> {
     let dir = file.parent().context("a configuration is in a directory")?;
     let before = fs::read_to_string(file)?;
     let (ours, theirs) = (dir.join("shared"), dir.join("shared-by-hand"));
@@ -96,7 +97,7 @@ pub(crate) async fn measure(pairs: u32, file: &Path, floor: &Floor) -> Result<Sa
     let socket = dir.join("virtiofsd.sock");
     let sharer = floor.sharer(&by_hand(&theirs, &socket)?, &socket).await?;
     let mut samples = Samples::default();
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             let [write, read, files] = if product {
                 in_product(&client, &vm).await?
@@ -116,11 +117,7 @@ pub(crate) async fn measure(pairs: u32, file: &Path, floor: &Floor) -> Result<Sa
                 list.push(time);
             }
         }
-        say(&format!(
-            "Shares {:2} of {pairs}: {}",
-            pair + 1,
-            samples.story()
-        ));
+        say(&format!("Shares {:2}: {}", pair + 1, samples.story()));
     }
     sharer.end().await?;
     client.delete_node(super::GROUP, &vm).await?;

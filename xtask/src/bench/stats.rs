@@ -1,6 +1,6 @@
 //! Medians, and how far to believe them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Resamples of a bootstrap: the ends of the interval then wobble by less than it is rounded to.
 const RESAMPLES: usize = 4000;
@@ -8,7 +8,7 @@ const RESAMPLES: usize = 4000;
 const SEED: u64 = 0x51_1c_e2;
 
 /// A median with its 95 % bootstrap interval (percentile method).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Estimate {
     /// The median of what was measured.
     pub(crate) median: f64,

@@ -1,6 +1,7 @@
 //! A VM to disk and back: by the product, and by QEMU's own means.
 
 use super::floor::{Floor, Sleeper};
+use super::plan::Rounds;
 use super::{create, median};
 use crate::text::say;
 use anyhow::{Result, ensure};
@@ -28,12 +29,12 @@ pub(crate) struct Samples {
     pub(crate) freeze: Vec<f64>,
 }
 
-/// Measures `pairs` of each, in alternating order.
-pub(crate) async fn measure(pairs: u32, client: &Client, floor: &Floor) -> Result<Samples> {
+/// Measures pairs of each, in alternating order.
+pub(crate) async fn measure(pairs: Rounds, client: &Client, floor: &Floor) -> Result<Samples> {
     let mut samples = Samples::default();
     let vm = create(client).await?;
     let mut sleeper = floor.sleeper().await?;
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         if pair % 2 == 0 {
             by_hand(&mut samples, &mut sleeper).await?;
             by_product(&mut samples, client, &vm).await?;
@@ -43,7 +44,7 @@ pub(crate) async fn measure(pairs: u32, client: &Client, floor: &Floor) -> Resul
         }
         let last = |of: &[f64]| 1e3 * of.last().copied().unwrap_or_default();
         say(&format!(
-            "Suspend {:2} of {pairs}: {:.0} ms, by hand {:.0} ms; restore {:.0} ms, by hand {:.0} ms",
+            "Suspend {:2}: {:.0} ms, by hand {:.0} ms; restore {:.0} ms, by hand {:.0} ms",
             pair + 1,
             last(&samples.suspend),
             last(&samples.floor_suspend),

@@ -2,6 +2,7 @@
 
 use super::bed::{Bed, seconds};
 use super::median;
+use super::plan::Rounds;
 use super::transfer::path;
 use crate::text::say;
 use anyhow::{Context, Result, ensure};
@@ -46,9 +47,9 @@ impl Samples {
     }
 }
 
-/// Measures `pairs` of each.
-pub(crate) async fn measure(bed: &Bed, files: u32, pairs: u32) -> Result<Samples> {
-    say(&format!("Tree: {pairs} pairs of {files} files"));
+/// Measures pairs of each.
+pub(crate) async fn measure(bed: &Bed, files: u32, pairs: Rounds) -> Result<Samples> {
+    say(&format!("Tree: {files} files"));
     let (root, back) = (bed.dir().join("tree"), bed.dir().join("tree-back"));
     plant(&root, files)?;
     let (here, returned) = (path(&root)?, path(&back)?);
@@ -57,7 +58,7 @@ pub(crate) async fn measure(bed: &Bed, files: u32, pairs: u32) -> Result<Samples
         files,
         ..Samples::default()
     };
-    for pair in 0..pairs {
+    for pair in pairs.run() {
         for product in [pair % 2 == 0, pair % 2 != 0] {
             if product {
                 let copy = bed.slicer(&["vm", "cp", here, &there])?;
