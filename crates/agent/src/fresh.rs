@@ -45,8 +45,7 @@ pub(crate) fn apply(fixups: &[Fixup], root: &Path) -> Result<(), AgentError> {
 
 fn renew_machine_id(root: &Path) -> Result<(), AgentError> {
     let path = root.join("etc/machine-id");
-    remove(&path)?;
-    init::ensure_machine_id(&path)?;
+    init::renew_machine_id(&path)?;
     // Most images have a link there, or nothing.
     let dbus = root.join("var/lib/dbus/machine-id");
     if fs::symlink_metadata(&dbus).is_ok_and(|m| m.is_file()) {

@@ -13,9 +13,9 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::ffi::{CStr, OsStr};
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -291,6 +291,12 @@ pub(crate) fn ensure_machine_id(path: &Path) -> Result<(), AgentError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(io_error("read", path)(e)),
     }
+    renew_machine_id(path)
+}
+
+/// Gives the guest a new machine id. In the file that is there, if one is: a clone waits for this, and
+/// making a file is what takes the time.
+pub(crate) fn renew_machine_id(path: &Path) -> Result<(), AgentError> {
     let mut id = [0u8; 16];
     // A name, not a secret: what the kernel can give now is good enough, and waiting for better
     // could take seconds this early. systemd does the same.
@@ -306,6 +312,23 @@ pub(crate) fn ensure_machine_id(path: &Path) -> Result<(), AgentError> {
         text
     });
     text.push('\n');
+    let in_place = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path);
+    if let Ok(file) = in_place
+        && file
+            .metadata()
+            .is_ok_and(|m| m.is_file() && m.len() == text.len() as u64)
+    {
+        return file
+            .write_all_at(text.as_bytes(), 0)
+            .map_err(io_error("write", path));
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", path)(e)),
+        _ => {}
+    }
     fs::write(path, text).map_err(io_error("write", path))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o444))
         .map_err(io_error("change mode of", path))

@@ -169,6 +169,7 @@ impl Agent {
             }
             "/quiesce" if method == Method::POST => self.quiesce().await,
             "/settle" if method == Method::POST => self.settle().await,
+            "/rehearse" if method == Method::POST => self.rehearse(request).await,
             "/sync" if method == Method::POST => self.sync().await,
             "/shutdown" if method == Method::POST => Self::ask_shutdown(request, shutdown).await,
             path @ "/health" => return http::method_not_allowed(path, "GET, HEAD"),
@@ -177,7 +178,7 @@ impl Agent {
             }
             path @ "/secrets" => return http::method_not_allowed(path, "PUT"),
             path @ ("/exec" | "/cp") => return http::method_not_allowed(path, "GET, POST"),
-            path @ ("/identity" | "/quiesce" | "/settle" | "/shutdown" | "/sync") => {
+            path @ ("/identity" | "/quiesce" | "/rehearse" | "/settle" | "/shutdown" | "/sync") => {
                 return http::method_not_allowed(path, "POST");
             }
             path => Err(ApiError::not_found(format!(
@@ -404,6 +405,27 @@ impl Agent {
             drop(self.users.get());
         }
         self.sync().await
+    }
+
+    /// Applies an identity that nobody will have, so that the one that comes takes less time: what runs for
+    /// the first time in a guest takes by far the longest, where it is emulated. Nobody is let in for it.
+    async fn rehearse(&self, request: Request<Incoming>) -> Result<Answer, ApiError> {
+        let identity: Identity = http::read_json_up_to(request.into_body(), IDENTITY_LIMIT)
+            .await?
+            .ok_or_else(|| ApiError::bad_request("an identity is expected in the body"))?;
+        identity::check(&identity)?;
+        if self.scope != Scope::Process {
+            let held = self.identity.lock().await;
+            if held.is_some() {
+                return Err(ApiError::conflict("this guest has an identity"));
+            }
+            self.readiness.sane().await;
+            identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
+                .await
+                .map_err(|e| ApiError::internal(e.to_string()))?;
+            settle::run_a_program().await;
+        }
+        Ok(http::json(&json!({})))
     }
 
     /// Writes out what file systems hold.

@@ -37,6 +37,11 @@ pub(crate) async fn settle() {
     if idle < PATIENCE {
         log::warn("the guest does not come to rest; its clones will be as busy");
     }
+    run_a_program().await;
+}
+
+/// Runs a program, so that it and what it needs are in the page cache.
+pub(crate) async fn run_a_program() {
     let program = Command::new("/bin/sh")
         .args(["-lc", "true"])
         .stdin(Stdio::null())

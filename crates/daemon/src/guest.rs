@@ -262,6 +262,14 @@ pub(crate) async fn quiesce(machine: &dyn Machine) -> Result<(), GuestError> {
         .map(drop)
 }
 
+/// Has the agent of a guest that nobody has yet apply an identity that nobody will have.
+pub(crate) async fn rehearse(machine: &dyn Machine, identity: &Identity) -> Result<(), GuestError> {
+    let body = serde_json::to_vec(identity).unwrap_or_default();
+    within(IDENTIFY_TIME, ask(machine, Method::POST, "/rehearse", body))
+        .await
+        .map(drop)
+}
+
 /// Has a guest that is to be a template come to rest.
 pub(crate) async fn settle(machine: &dyn Machine) -> Result<(), GuestError> {
     within(

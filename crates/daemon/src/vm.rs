@@ -759,13 +759,7 @@ impl Vm {
         Identity {
             hostname: self.record.guest_hostname().to_owned(),
             clock_unix_nanos: attend::clock(),
-            network: Some(NetworkIdentity {
-                mac: self.record.mac().to_string(),
-                address: self.record.ip,
-                prefix: self.network.prefix,
-                gateway: self.network.gateway,
-                dns: self.dns.clone(),
-            }),
+            network: Some(network_identity(&self.record, &self.network, &self.dns)),
             ssh_keys: self.record.ssh_keys.clone(),
             imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
             userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
@@ -775,18 +769,37 @@ impl Vm {
                 self.shared.hypervisor.capabilities(),
             ),
             rosetta: self.image.group().rosetta,
-            renewal: self.record.template.as_ref().map(|origin| {
-                let mut seed = [0; SEED];
-                let drawn = getrandom::fill(&mut seed);
-                Renewal {
-                    id: self.record.mac().to_string(),
-                    // An agent takes no clone for ready that has none.
-                    seed: drawn.map_or_else(|_| String::new(), |()| BASE64.encode(seed)),
-                    mac: MacAddress(origin.mac).to_string(),
-                }
-            }),
+            renewal: renewal(&self.record),
         }
     }
+}
+
+/// What a guest is told of its network.
+fn network_identity(
+    record: &VmRecord,
+    network: &NetworkConfig,
+    dns: &[Ipv4Addr],
+) -> NetworkIdentity {
+    NetworkIdentity {
+        mac: record.mac().to_string(),
+        address: record.ip,
+        prefix: network.prefix,
+        gateway: network.gateway,
+        dns: dns.to_vec(),
+    }
+}
+
+/// What a clone needs to become one of its own.
+fn renewal(record: &VmRecord) -> Option<Renewal> {
+    let origin = record.template.as_ref()?;
+    let mut seed = [0; SEED];
+    let drawn = getrandom::fill(&mut seed);
+    Some(Renewal {
+        id: record.mac().to_string(),
+        // An agent takes no clone for ready that has none.
+        seed: drawn.map_or_else(|_| String::new(), |()| BASE64.encode(seed)),
+        mac: MacAddress(origin.mac).to_string(),
+    })
 }
 
 async fn bring_up(mut attendant: Attendant) -> Progress {

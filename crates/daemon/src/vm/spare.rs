@@ -3,12 +3,15 @@
 use super::launch::launch;
 use super::{DiskGate, Launched, remove_files};
 use crate::DaemonError;
+use crate::attend;
 use crate::config::NetworkConfig;
 use crate::files;
+use crate::guest;
 use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::workdir::WorkDir;
+use slicer_api::{Identity, Renewal};
 use slicer_machine::{Machine, MachineState};
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,6 +22,8 @@ use tracing::warn;
 
 /// What no VM's name has in it, and a spare's has.
 const MARK: char = '+';
+/// The hostname of a spare until it has one.
+const NOBODY: &str = "sandbox";
 /// How long a spare may take until its agent is there.
 const BOOT_TIME: Duration = Duration::from_mins(10);
 
@@ -58,12 +63,18 @@ impl Spare {
             Ok(stream) => drop(stream?),
             Err(_) => return Err(DaemonError::Internal("waiting for a spare VM's agent")),
         }
+        let record = VmRecord {
+            disk: Some(launched.disk),
+            template: launched.template,
+            ..record
+        };
+        // One who becomes somebody for the second time does so sooner.
+        let rehearsed = guest::rehearse(&*machine, &nobody(&record, image, network)).await;
+        if let Err(e) = rehearsed {
+            warn!("{}: it is not rehearsed: {e}", record.hostname);
+        }
         Ok(Self {
-            record: VmRecord {
-                disk: Some(launched.disk),
-                template: launched.template,
-                ..record
-            },
+            record,
             image_digest,
             machine,
             hold,
@@ -142,6 +153,21 @@ impl Spare {
             restored: false,
             state_lost: None,
         })
+    }
+}
+
+/// An identity that is nobody's, as like as can be to that which a launch gives a spare.
+fn nobody(record: &VmRecord, image: &GroupImage, network: &NetworkConfig) -> Identity {
+    let dns = &image.group().dns_servers;
+    Identity {
+        hostname: NOBODY.to_owned(),
+        clock_unix_nanos: attend::clock(),
+        network: Some(super::network_identity(record, network, dns)),
+        renewal: super::renewal(record).map(|renewal| Renewal {
+            id: format!("{}, rehearsed", renewal.id),
+            ..renewal
+        }),
+        ..Identity::default()
     }
 }
 
