@@ -415,11 +415,12 @@ impl Agent {
             .ok_or_else(|| ApiError::bad_request("an identity is expected in the body"))?;
         identity::check(&identity)?;
         if self.scope != Scope::Process {
+            // Not while the identity is held, which early boot's end asks for.
+            self.readiness.sane().await;
             let held = self.identity.lock().await;
             if held.is_some() {
                 return Err(ApiError::conflict("this guest has an identity"));
             }
-            self.readiness.sane().await;
             identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
                 .await
                 .map_err(|e| ApiError::internal(e.to_string()))?;
