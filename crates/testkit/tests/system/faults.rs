@@ -212,14 +212,18 @@ async fn killed_while_making_a_template_and_cloning() {
     template::made(&daemon).await;
     for point in points("clone") {
         daemon.crash();
+        let before = template::checks(&daemon);
         daemon.launch_to_die_at(point);
-        template::checked(&daemon).await;
+        template::checked(&daemon, before).await;
         // It may be told of the VM before it is over.
         daemon.cli(&["vm", "launch", "sbox"]).await;
         again(&mut daemon, point).await;
         gone(&daemon, "sbox-1", point).await;
     }
-    template::checked(&daemon).await;
+    daemon.crash();
+    let before = template::checks(&daemon);
+    daemon.launch();
+    template::checked(&daemon, before).await;
     ok(&daemon, &["vm", "launch", "sbox", "--wait"]).await;
     assert!(template::cloned(&daemon, "sbox-1"));
     daemon.stop();

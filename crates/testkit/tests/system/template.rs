@@ -48,12 +48,18 @@ pub(crate) async fn made(daemon: &TestDaemon) -> String {
     templates(daemon).await.remove(0).id
 }
 
-/// Waits until a daemon has read the templates that an earlier one made: VMs begin as them from then on.
-pub(crate) async fn checked(daemon: &TestDaemon) {
+/// How often a daemon has read the templates that an earlier one made.
+pub(crate) fn checks(daemon: &TestDaemon) -> usize {
+    daemon
+        .log()
+        .matches("templates of before are whole")
+        .count()
+}
+
+/// Waits until one has done so more often than `before`: VMs begin as templates from then on.
+pub(crate) async fn checked(daemon: &TestDaemon, before: usize) {
     wait_until("the templates are checked", LIMIT, async || {
-        let log = daemon.log();
-        let said = |what| log.matches(what).count();
-        said("templates of before are whole") == said("serving the API")
+        checks(daemon) > before
     })
     .await;
 }
