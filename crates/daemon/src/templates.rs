@@ -252,9 +252,8 @@ impl Templates {
         files::remove_tree(place.dir()).map_err(DaemonError::io("remove", place.dir()))
     }
 
-    /// Removes those of a shape's group that are of another image, or booted from other files, and the
-    /// least used while there is no room for one more. Blocks.
-    fn make_room(&self, shape: &Shape, prepared: &Prepared) {
+    /// Removes those of a shape's group that are of another image, or booted from other files. Blocks.
+    fn remove_outdated(&self, shape: &Shape, prepared: &Prepared) {
         let old: Vec<_> = {
             let known = self.known();
             let of_group = known
@@ -274,6 +273,10 @@ impl Templates {
         for id in old {
             self.discard(&id, "its group has another image now");
         }
+    }
+
+    /// Removes those that are used least, until there is room for one more. Blocks.
+    fn make_room(&self) {
         loop {
             let least = {
                 let known = self.known();
@@ -307,5 +310,77 @@ impl Templates {
             }
         }
         info!("templates of before are whole: {}", self.known().len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::templates::record::sample;
+    use std::fs::File;
+
+    fn store() -> (tempfile::TempDir, Templates) {
+        let dir = tempfile::tempdir().unwrap();
+        let work = Arc::new(WorkDir::open(dir.path()).unwrap());
+        let templates = Templates {
+            bases: Arc::new(Bases::new(work.clone())),
+            work,
+            known: Mutex::default(),
+            removing: RwLock::default(),
+            wants: mpsc::channel(1).0,
+            read: Mutex::default(),
+        };
+        (dir, templates)
+    }
+
+    fn put(store: &Templates, id: &str) {
+        let place = store.place(id);
+        fs::create_dir_all(place.run()).unwrap();
+        for file in [place.memory(), place.state(), place.disk(), place.note()] {
+            fs::write(file, id).unwrap();
+        }
+        store.insert(sample(id), true);
+    }
+
+    #[test]
+    fn those_used_least_make_room() {
+        let (_dir, store) = store();
+        for id in ["tpl-1", "tpl-2", "tpl-3"] {
+            put(&store, id);
+        }
+        store.make_room();
+        assert_eq!(store.list().len(), 3);
+        put(&store, "tpl-4");
+        for id in ["tpl-1", "tpl-2", "tpl-4"] {
+            store.used(id);
+        }
+        store.make_room();
+        assert!(!store.place("tpl-3").dir().exists());
+        assert_eq!(store.list().len(), 3);
+        assert_eq!(store.while_there("tpl-3", || ()), None);
+        assert_eq!(store.while_there("tpl-4", || 4), Some(4));
+    }
+
+    #[test]
+    fn a_disk_stays_for_those_who_read_from_it() {
+        let (dir, store) = store();
+        put(&store, "tpl-1");
+        put(&store, "tpl-2");
+        let disk = store.place("tpl-1").disk();
+        File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        let overlay = dir.path().join("sbox-1.img");
+        slicer_image::overlay_disk(&disk, slicer_image::FileFormat::Raw, &overlay).unwrap();
+        for id in ["tpl-1", "tpl-2"] {
+            assert!(store.remove(id).unwrap());
+            assert!(!store.remove(id).unwrap());
+        }
+        let place = store.place("tpl-1");
+        assert!(place.disk().exists() && !place.memory().exists() && !place.note().exists());
+        assert!(!store.place("tpl-2").dir().exists());
+        store.tidy();
+        assert!(place.disk().exists());
+        fs::remove_file(overlay).unwrap();
+        store.tidy();
+        assert!(!place.dir().exists());
     }
 }

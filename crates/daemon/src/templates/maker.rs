@@ -108,12 +108,17 @@ impl Maker {
         }
         let (shared, wanted, files) = (self.shared.clone(), shape.clone(), prepared.clone());
         let there = spawn_blocking(move || {
-            shared.templates.make_room(&wanted, &files);
-            shared.templates.has(&wanted)
+            shared.templates.remove_outdated(&wanted, &files);
+            let there = shared.templates.has(&wanted);
+            if !there {
+                shared.templates.make_room();
+            }
+            there
         });
-        if there.await.unwrap_or(true) || !self.polite().await {
+        if there.await.unwrap_or(true) {
             return Ok(());
         }
+        self.polite().await;
         let made = self.make(want, shape.clone(), &prepared, id, place).await;
         if made.is_err() {
             self.failed.push((shape, Instant::now()));
@@ -121,8 +126,8 @@ impl Maker {
         made
     }
 
-    /// Waits until no VM is about to be ready; false when there is no room for a template.
-    async fn polite(&self) -> bool {
+    /// Waits until no VM is about to be ready, within bounds.
+    async fn polite(&self) {
         let start = Instant::now();
         let mut quiet = 0;
         while quiet < PATIENCE && start.elapsed() < POLITE_TIME {
@@ -137,7 +142,6 @@ impl Maker {
             });
             quiet = if busy { 0 } else { quiet + 1 };
         }
-        true
     }
 
     async fn make(

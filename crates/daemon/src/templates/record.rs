@@ -277,6 +277,28 @@ fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<u64>> {
 }
 
 #[cfg(test)]
+pub(super) fn sample(id: &str) -> Template {
+    Template {
+        id: id.to_owned(),
+        shape: Shape {
+            group: "sbox".to_owned(),
+            image_digest: "sha256:0".to_owned(),
+            arch: "amd64".to_owned(),
+            cpus: 1,
+            ram_bytes: 1 << 30,
+            storage_size: 1 << 30,
+        },
+        image: "oci:x".to_owned(),
+        created_at: Timestamp::UNIX_EPOCH,
+        disk: DiskKind::Raw,
+        mac: [2, 0, 0, 0, 0, 1],
+        note: String::new(),
+        stamps: Vec::new(),
+        digests: Vec::new(),
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
