@@ -1,11 +1,10 @@
 //! VMs that go on from where another one was.
 
-use crate::lifecycle::ready;
 use crate::template;
 use crate::tests;
 use crate::tour::says;
 use libtest_mimic::Trial;
-use slicer_api::{CreateNode, ForkWait, LiveForkRequest, NodeStatus, ShutdownAction, Wait};
+use slicer_api::{CreateNode, ForkWait, LiveForkRequest, Wait};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, LIMIT, Setup, TestDaemon, soon, wait_until};
 
@@ -45,98 +44,82 @@ async fn forks_go_on_where_their_source_was() {
     let create = ["secret", "create", "key", "--from-literal", "sesame"];
     assert_eq!(daemon.cli(&create).await.code, 0);
     template::made(&daemon).await;
-    // A clone, whose memory is partly the template's, and one that booted, with a disk that it keeps.
-    for persistent in [false, true] {
-        let node = CreateNode {
-            persistent,
-            tags: vec!["name=source".into(), "a=b".into()],
-            ..CreateNode::default()
-        };
-        let made = client.create_node("sbox", &node, Some(Wait::Agent), Some(BOOT));
-        let source = made.await.unwrap().hostname;
-        assert_eq!(template::cloned(&daemon, &source), !persistent);
-        says(&client, &source, COUNT).await;
-        says(
-            &client,
-            &source,
-            "echo before > ~/file; echo before > /dev/shm/note",
-        )
-        .await;
-        counts(&client, &source).await;
+    // A clone, whose memory is partly the template's. One that is kept is forked where the daemon is killed.
+    let node = CreateNode {
+        tags: vec!["name=source".into(), "a=b".into()],
+        ..CreateNode::default()
+    };
+    let made = client.create_node("sbox", &node, Some(Wait::Agent), Some(BOOT));
+    let source = made.await.unwrap().hostname;
+    assert!(template::cloned(&daemon, &source));
+    says(&client, &source, COUNT).await;
+    says(
+        &client,
+        &source,
+        "echo before > ~/file; echo before > /dev/shm/note",
+    )
+    .await;
+    counts(&client, &source).await;
 
-        let fork = ["vm", "fork", "--live", "source", "--count", "2", "--wait"];
-        let said = daemon.cli(&fork).await;
-        assert_eq!(said.code, 0, "{said:?}");
-        assert!(
-            said.text().starts_with("VM forked, paused for "),
-            "{said:?}"
-        );
-        let forks = ["sbox-2", "sbox-3"];
-        let mut seen = Vec::new();
-        for vm in [source.as_str()].iter().chain(&forks) {
-            counts(&client, vm).await;
-            let own = says(&client, vm, OWN).await;
-            let lines: Vec<String> = own.lines().map(|l| l.trim().to_owned()).collect();
-            let ip = client.node(vm).await.unwrap().node.ip;
-            assert_eq!((lines[0].as_str(), &lines[4]), (*vm, &ip));
-            seen.extend(lines[1..].to_vec());
-            let files = says(&client, vm, "cat ~/file /dev/shm/note").await;
-            assert_eq!(files, "before\nbefore", "{vm}");
-        }
-        let all = seen.len();
-        seen.sort();
-        seen.dedup();
-        assert_eq!(seen.len(), all, "{seen:?}");
-        assert_eq!(client.node("sbox-2").await.unwrap().node.tags, ["a=b"]);
-        // Secrets are the source's.
-        let secret = "sudo cat /run/slicer/secrets/key";
-        assert_eq!(says(&client, &source, secret).await, "sesame");
-        says(&client, "sbox-2", &format!("! {secret}")).await;
-        let request = LiveForkRequest {
-            secrets: Some(vec!["key".into()]),
-            ..LiveForkRequest::default()
-        };
-        // Of a fork, too.
-        let forked = client.fork_live("sbox-2", &request, ForkWait::Agent, Some(BOOT));
-        let grandchild = forked.await.unwrap().vms.remove(0).hostname;
-        assert_eq!(says(&client, &grandchild, secret).await, "sesame");
-        counts(&client, &grandchild).await;
-
-        // What one writes is nobody else's, and survives whoever it came from.
-        for vm in [source.as_str(), "sbox-2", "sbox-3", &grandchild] {
-            says(&client, vm, &format!("echo {vm} > ~/file; sync")).await;
-        }
-        client.suspend("sbox-3").await.unwrap();
-        client.restore("sbox-3", BOOT).await.unwrap();
-        counts(&client, "sbox-3").await;
-        if persistent {
-            client
-                .shutdown(&source, ShutdownAction::Shutdown)
-                .await
-                .unwrap();
-            wait_until("it is off", BOOT, async || {
-                client.node(&source).await.unwrap().node.status == NodeStatus::Stopped
-            })
-            .await;
-            client.relaunch(&source).await.unwrap();
-            ready(&client, &source).await;
-            assert_eq!(says(&client, &source, "cat ~/file").await, source);
-        }
-        client.delete_node("sbox", &source).await.unwrap();
-        for vm in ["sbox-2", "sbox-3", &grandchild] {
-            let read = "md5sum /usr/bin/* > /dev/null; cat ~/file";
-            assert_eq!(says(&client, vm, read).await, vm);
-        }
-        for vm in ["sbox-2", "sbox-3", &grandchild] {
-            client.delete_node("sbox", vm).await.unwrap();
-        }
-        // Nothing is left of it.
-        assert!(
-            soon(LIMIT, || template::directories(&daemon).len() == 1),
-            "{:?}",
-            template::directories(&daemon)
-        );
+    let fork = ["vm", "fork", "--live", "source", "--count", "2", "--wait"];
+    let said = daemon.cli(&fork).await;
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(
+        said.text().starts_with("VM forked, paused for "),
+        "{said:?}"
+    );
+    let forks = ["sbox-2", "sbox-3"];
+    let mut seen = Vec::new();
+    for vm in [source.as_str()].iter().chain(&forks) {
+        counts(&client, vm).await;
+        let own = says(&client, vm, OWN).await;
+        let lines: Vec<String> = own.lines().map(|l| l.trim().to_owned()).collect();
+        let ip = client.node(vm).await.unwrap().node.ip;
+        assert_eq!((lines[0].as_str(), &lines[4]), (*vm, &ip));
+        seen.extend(lines[1..].to_vec());
+        let files = says(&client, vm, "cat ~/file /dev/shm/note").await;
+        assert_eq!(files, "before\nbefore", "{vm}");
     }
+    let all = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), all, "{seen:?}");
+    assert_eq!(client.node("sbox-2").await.unwrap().node.tags, ["a=b"]);
+    // Secrets are the source's.
+    let secret = "sudo cat /run/slicer/secrets/key";
+    assert_eq!(says(&client, &source, secret).await, "sesame");
+    says(&client, "sbox-2", &format!("! {secret}")).await;
+    let request = LiveForkRequest {
+        secrets: Some(vec!["key".into()]),
+        ..LiveForkRequest::default()
+    };
+    // Of a fork, too.
+    let forked = client.fork_live("sbox-2", &request, ForkWait::Agent, Some(BOOT));
+    let grandchild = forked.await.unwrap().vms.remove(0).hostname;
+    assert_eq!(says(&client, &grandchild, secret).await, "sesame");
+    counts(&client, &grandchild).await;
+
+    // What one writes is nobody else's, and survives whoever it came from.
+    for vm in [source.as_str(), "sbox-2", "sbox-3", &grandchild] {
+        says(&client, vm, &format!("echo {vm} > ~/file; sync")).await;
+    }
+    client.suspend("sbox-3").await.unwrap();
+    client.restore("sbox-3", BOOT).await.unwrap();
+    counts(&client, "sbox-3").await;
+    client.delete_node("sbox", &source).await.unwrap();
+    for vm in ["sbox-2", "sbox-3", &grandchild] {
+        let read = "md5sum /usr/bin/* > /dev/null; cat ~/file";
+        assert_eq!(says(&client, vm, read).await, vm);
+    }
+    for vm in ["sbox-2", "sbox-3", &grandchild] {
+        client.delete_node("sbox", vm).await.unwrap();
+    }
+    // Nothing is left of it.
+    assert!(
+        soon(LIMIT, || template::directories(&daemon).len() == 1),
+        "{:?}",
+        template::directories(&daemon)
+    );
     let refused = daemon.cli(&["vm", "fork", "--live", "sbox-9"]).await;
     assert_eq!(refused.code, 1, "{refused:?}");
     drop(client);
