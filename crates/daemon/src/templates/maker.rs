@@ -119,7 +119,18 @@ impl Maker {
             return Ok(());
         }
         self.polite().await;
-        let made = self.make(want, shape.clone(), &prepared, id, place).await;
+        let mut made = self.make(want, shape.clone(), &prepared, id, place).await;
+        if let Err(e) = &made {
+            // Nobody asks again before the next launch that has to boot.
+            warn!(
+                "group {}: trying once more to make a template: {e}",
+                group.name
+            );
+            let (shared, left) = (self.shared.clone(), place.clone());
+            let cleared = spawn_blocking(move || shared.templates.clear(&left)).await;
+            cleared.map_err(|_| DaemonError::Internal("removing a template"))??;
+            made = self.make(want, shape.clone(), &prepared, id, place).await;
+        }
         if made.is_err() {
             self.failed.push((shape, Instant::now()));
         }
