@@ -53,7 +53,7 @@ pub(crate) async fn configure(
 
 /// Gives the interface with one hardware address another. Without such a one, all is as it is: it has
 /// the other already, or the machine has no network.
-pub(crate) fn rename_interface(from: &str, to: &str) -> Result<(), AgentError> {
+pub(crate) fn change_hardware_address(from: &str, to: &str) -> Result<(), AgentError> {
     let (Some(interface), Some(address)) = (find_interface(from), parse_mac(to)) else {
         return Ok(());
     };

@@ -66,7 +66,7 @@ pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
         _ => {}
     }
     if let Some(network) = &identity.network {
-        net::rename_interface(&renewal.mac, &network.mac)?;
+        net::change_hardware_address(&renewal.mac, &network.mac)?;
     }
     let old = machine_id(Path::new("/"));
     fresh::apply(&[Fixup::MachineId, Fixup::SshHostKeys], Path::new("/"))?;

@@ -79,11 +79,7 @@ impl Supervisor {
     pub(crate) async fn fork(&self, id: &str, request: &ForkRequest) -> Result<VmHandle, ApiError> {
         self.shared.commits.get(id)?;
         tags::check(&request.tags)?;
-        if let Some(names) = request.secrets.clone().filter(|names| !names.is_empty()) {
-            let secrets = self.secrets();
-            let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
-            checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
-        }
+        self.check_secrets(request.secrets.as_deref()).await?;
         // Until the new VM's record is durable, so that its commit isn't removed from under it.
         let _changing = self.shared.commits.changing.lock().await;
         let commit = self.shared.commits.get(id)?;

@@ -31,11 +31,7 @@ impl Supervisor {
                 "a name is one VM's alone: fork with a count of 1, or tag them later",
             ));
         }
-        if let Some(names) = request.secrets.clone().filter(|names| !names.is_empty()) {
-            let secrets = self.secrets();
-            let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
-            checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
-        }
+        self.check_secrets(request.secrets.as_deref()).await?;
         let source = vm.record.group.clone();
         let group = self.group(&source).ok_or_else(|| {
             ApiError::conflict(format!(

@@ -125,6 +125,14 @@ pub(crate) fn draw_mac() -> Result<[u8; 6], DaemonError> {
     Ok(mac)
 }
 
+/// Draws an id of this kind, such as `cmt`.
+pub(crate) fn draw_id(kind: &str) -> Result<String, DaemonError> {
+    let mut id = [0; 6];
+    getrandom::fill(&mut id).map_err(|_| DaemonError::Internal("drawing an id"))?;
+    let id = id.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b));
+    Ok(format!("{kind}-{id:012x}"))
+}
+
 impl VmRecord {
     /// The record of a VM of this group, before it has a disk.
     pub(crate) fn new(

@@ -476,11 +476,7 @@ impl Supervisor {
             return Err(ApiError::not_found("host group not found"));
         };
         check(&group.config, request)?;
-        if let Some(names) = request.secrets.clone().filter(|names| !names.is_empty()) {
-            let secrets = self.secrets();
-            let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
-            checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))?;
-        }
+        self.check_secrets(request.secrets.as_deref()).await?;
         let imported = if request.import_user.is_empty() {
             None
         } else {
@@ -519,6 +515,16 @@ impl Supervisor {
             Ok(record)
         })
         .await
+    }
+
+    /// Refuses names of secrets that there aren't.
+    pub(crate) async fn check_secrets(&self, names: Option<&[String]>) -> Result<(), ApiError> {
+        let Some(names) = names.filter(|names| !names.is_empty()) else {
+            return Ok(());
+        };
+        let (secrets, names) = (self.secrets(), names.to_vec());
+        let checked = tokio::task::spawn_blocking(move || secrets.check_names(&names)).await;
+        checked.unwrap_or_else(|_| Err(ApiError::internal("cannot work on secrets")))
     }
 
     /// A spare VM for one of this record, if there is one that is of the group's image of now.

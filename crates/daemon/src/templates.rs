@@ -13,7 +13,7 @@
 mod maker;
 mod record;
 
-pub(crate) use maker::{Maker, Want, draw_id, in_memory};
+pub(crate) use maker::{Maker, Want, in_memory};
 pub(crate) use record::{Place, Shape, Template, check_group, may_clone};
 
 use crate::bases::Bases;
@@ -44,7 +44,7 @@ pub(crate) struct Templates {
     removing: RwLock<()>,
     wants: mpsc::Sender<Want>,
     /// What is no template any more, and has a disk that others read from.
-    read: Mutex<BTreeSet<PathBuf>>,
+    lingering: Mutex<BTreeSet<PathBuf>>,
 }
 
 struct Known {
@@ -81,7 +81,7 @@ impl Templates {
             known: Mutex::default(),
             removing: RwLock::default(),
             wants,
-            read: Mutex::default(),
+            lingering: Mutex::default(),
         };
         let dir = this.work.templates();
         for entry in fs::read_dir(&dir).map_err(DaemonError::io("read", &dir))? {
@@ -197,21 +197,23 @@ impl Templates {
         }
     }
 
-    fn read(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lingering(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.lingering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes disks that were left to those who read from them, and that nobody reads from any more.
     /// Blocks.
     pub(crate) fn tidy(&self) {
         // One that goes may be the last that reads from another.
-        while !self.read().is_empty() {
-            let left = std::mem::take(&mut *self.read());
+        while !self.lingering().is_empty() {
+            let left = std::mem::take(&mut *self.lingering());
             let before = left.len();
             for dir in left {
                 self.clear_or_warn(&Place::new(dir));
             }
-            if self.read().len() >= before {
+            if self.lingering().len() >= before {
                 return;
             }
         }
@@ -246,7 +248,7 @@ impl Templates {
                 .map_or(true, |all| all.contains(&disk));
         if is_read {
             debug!("{}: VMs still read from it", disk.display());
-            self.read().insert(place.dir().to_owned());
+            self.lingering().insert(place.dir().to_owned());
             return Ok(());
         }
         files::remove_tree(place.dir()).map_err(DaemonError::io("remove", place.dir()))
@@ -328,7 +330,7 @@ mod tests {
             known: Mutex::default(),
             removing: RwLock::default(),
             wants: mpsc::channel(1).0,
-            read: Mutex::default(),
+            lingering: Mutex::default(),
         };
         (dir, templates)
     }

@@ -2,7 +2,7 @@
 
 use crate::DaemonError;
 use crate::files;
-use crate::record::{DiskKind, VmRecord};
+use crate::record::{DiskKind, VmRecord, draw_id};
 use crate::workdir::WorkDir;
 use serde::{Deserialize, Serialize};
 use slicer_api::{Commit, CommitRequest, Committed, Timestamp};
@@ -37,11 +37,8 @@ impl CommitRecord {
         disk: DiskKind,
         request: CommitRequest,
     ) -> Result<Self, DaemonError> {
-        let mut id = [0; 6];
-        getrandom::fill(&mut id).map_err(|_| DaemonError::Internal("drawing a commit's id"))?;
-        let id = id.iter().fold(0, |n: u64, b| n << 8 | u64::from(*b));
         Ok(Self {
-            id: format!("cmt-{id:012x}"),
+            id: draw_id("cmt")?,
             created_at: Timestamp::now(),
             tags: request.tags,
             labels: request.labels,

@@ -3,7 +3,7 @@
 use super::record::{Made, Place, Shape, Template};
 use crate::guest;
 use crate::images::{GroupImage, Prepared};
-use crate::record::VmRecord;
+use crate::record::{VmRecord, draw_id};
 use crate::supervisor::Shared;
 use crate::vm::{DiskGate, Phase, template_spec};
 use crate::{DaemonError, console};
@@ -245,18 +245,6 @@ async fn end_of(machine: &dyn Machine, place: &Place) -> Option<DaemonError> {
         StopReason::Guest | StopReason::Killed => "it powered off".to_owned(),
     };
     Some(DaemonError::Unsupported(format!("{why}; console: {last}")))
-}
-
-/// A name that nothing else has, of this kind.
-pub(crate) fn draw_id(kind: &str) -> Result<String, DaemonError> {
-    let mut bytes = [0; 6];
-    getrandom::fill(&mut bytes).map_err(|_| DaemonError::Internal("drawing a name"))?;
-    Ok(bytes.iter().fold(format!("{kind}-"), |mut id, byte| {
-        for digit in [byte >> 4, byte & 15] {
-            id.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
-        }
-        id
-    }))
 }
 
 /// Refuses to fill up the disk: a guest whose memory finds no room there dies.
