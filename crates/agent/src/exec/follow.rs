@@ -305,10 +305,25 @@ impl Frames {
         self.send(&ExecFrame {
             stdout,
             stderr,
-            encoding: (self.stdio == Stdio::Base64).then_some(Stdio::Base64),
             ..ExecFrame::new(kind, Timestamp::now())
         })
         .await
+    }
+
+    async fn send_base64(&self, source: Source, bytes: &[u8]) -> Result<(), Refused> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (kind, key) = match source {
+            Source::Stdout => (FrameType::Stdout, "stdout"),
+            Source::Stderr => (FrameType::Stderr, "stderr"),
+        };
+        let frame = ExecFrame {
+            encoding: Some(Stdio::Base64),
+            ..ExecFrame::new(kind, Timestamp::now())
+        };
+        let piece = encode::base64_line(&frame, key, bytes);
+        self.pieces.send(piece).await.map_err(|_| Refused::Left)
     }
 
     /// Sends what was held back.
@@ -322,6 +337,9 @@ impl Frames {
 
 impl Sink for Frames {
     async fn take(&mut self, source: Source, bytes: Bytes) -> Result<(), Refused> {
+        if self.stdio == Stdio::Base64 {
+            return self.send_base64(source, &bytes).await;
+        }
         let text = match source {
             Source::Stdout => self.stdout.push(&bytes),
             Source::Stderr => self.stderr.push(&bytes),
