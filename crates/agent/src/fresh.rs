@@ -34,11 +34,10 @@ pub(crate) fn apply(fixups: &[Fixup], root: &Path) -> Result<(), AgentError> {
     for fixup in fixups {
         match fixup {
             // Part of the identity, which every boot brings.
-            Fixup::Hostname => continue,
+            Fixup::Hostname => {}
             Fixup::MachineId => renew_machine_id(root)?,
             Fixup::SshHostKeys => renew_host_keys(&root.join("etc/ssh"), generate)?,
         }
-        log::info(&format!("made anew: {fixup}"));
     }
     Ok(())
 }

@@ -14,10 +14,10 @@ use slicer_api::{ApiError, Identity};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A clock this close to the host's is left alone, for the request itself took about as long.
@@ -74,9 +74,13 @@ pub(crate) async fn apply(
     users: Arc<Database>,
     modules_loaded: watch::Receiver<bool>,
 ) -> Result<(), AgentError> {
-    set_clock(identity.clock_unix_nanos)?;
-    set_hostname(&identity.hostname)?;
-    if identity.renewal.is_some() {
+    let received = Instant::now();
+    let cloned = identity.renewal.is_some();
+    if !cloned {
+        set_clock(identity.clock_unix_nanos)?;
+        set_hostname(&identity.hostname)?;
+    }
+    if cloned {
         let copy = identity.clone();
         let renewed = tokio::task::spawn_blocking(move || renew::apply(&copy)).await;
         renewed.unwrap_or_else(|e| Err(io_error("renew", "the guest")(io::Error::other(e))))?;
@@ -88,6 +92,13 @@ pub(crate) async fn apply(
     }
     if let Err(e) = files.await {
         log::warn(&format!("writing the identity's files failed: {e}"));
+    }
+    if cloned {
+        // Last, for the journal is woken by the one, and systemd looks at all its timers by the other, and
+        // tells whoever listens.
+        set_hostname(&identity.hostname)?;
+        let since = u64::try_from(received.elapsed().as_nanos()).unwrap_or_default();
+        set_clock(identity.clock_unix_nanos.saturating_add(since))?;
     }
     Ok(())
 }
@@ -122,13 +133,15 @@ fn write_files(identity: &Identity, users: &Database) {
         }
     };
     let name = &identity.hostname;
-    survive(write_if_changed(
-        Path::new("/etc/hostname"),
-        &format!("{name}\n"),
-    ));
+    let write = if identity.renewal.is_some() {
+        write_in_place
+    } else {
+        write_if_changed
+    };
+    survive(write(Path::new("/etc/hostname"), &format!("{name}\n")));
     let hosts = Path::new("/etc/hosts");
     let text = fs::read_to_string(hosts).unwrap_or_default();
-    survive(write_if_changed(hosts, &hosts_with(&text, name)));
+    survive(write(hosts, &hosts_with(&text, name)));
     if let Some(network) = &identity.network {
         survive(write_if_changed(
             Path::new(RESOLV_CONF),
@@ -147,6 +160,29 @@ fn write_files(identity: &Identity, users: &Database) {
             survive(import_keys(user, &identity.imported_keys));
         }
     }
+}
+
+/// Writes a text over that of a file, if it is no shorter and a block holds it, else replaces the file.
+/// A clone waits for this, and making a file is what takes the time; should it crash before the text is
+/// on its disk, it is given its identity again when it boots.
+pub(crate) fn write_in_place(path: &Path, text: &str) -> Result<(), AgentError> {
+    const BLOCK: usize = 4096;
+    let mut options = fs::OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW);
+    if text.len() <= BLOCK
+        && let Ok(file) = options.open(path)
+        && file
+            .metadata()
+            .is_ok_and(|m| m.is_file() && (1..=text.len() as u64).contains(&m.len()))
+    {
+        return file
+            .write_all_at(text.as_bytes(), 0)
+            .map_err(io_error("write", path));
+    }
+    write_if_changed(path, text)
 }
 
 /// Replaces a file whose text is another, in one step.
@@ -385,6 +421,30 @@ mod tests {
         write_if_changed(&path, "b\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_written_over_where_nothing_of_it_stays() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hostname");
+        let inode = || fs::metadata(&path).unwrap().ino();
+        write_in_place(&path, "vm\n").unwrap();
+        let first = inode();
+        for (text, same) in [("sbox-1\n", true), ("sbox-2\n", true), ("vm\n", false)] {
+            write_in_place(&path, text).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(inode() == first, same, "{text}");
+        }
+        // What lies where a link leads is somebody else's.
+        let other = dir.path().join("other");
+        fs::write(&other, "a\n").unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        write_in_place(&path, "sbox-1\n").unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "a\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "sbox-1\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

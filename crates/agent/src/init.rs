@@ -163,7 +163,11 @@ fn boot() -> Result<ExitCode, AgentError> {
         Err(e) => log::warn(&e.to_string()),
     }
     enter(NEW_ROOT)?;
-    fresh::apply(&fresh::asked(&command_line), Path::new("/"))?;
+    let fixups = fresh::asked(&command_line);
+    fresh::apply(&fixups, Path::new("/"))?;
+    for fixup in fixups {
+        log::info(&format!("made anew: {fixup}"));
+    }
     prepare_guest()?;
     let (kind, program) = GuestInit::find();
     let way = match kind {

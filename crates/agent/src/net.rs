@@ -7,18 +7,20 @@ use slicer_api::NetworkIdentity;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 /// How long the modules of a slow guest may take to load.
 const MODULES_WAIT: Duration = Duration::from_mins(1);
+/// What the kernel calls its first network card, when nobody renames it.
+const FIRST: &str = "eth0";
 /// How long after that the interface may take to appear: nearly always no time at all.
 const INTERFACE_WAIT: Duration = Duration::from_secs(10);
 
 /// Gives the interface with the network's hardware address its address and the default route, and
-/// brings it and the loopback up.
+/// brings it and the loopback up. With the address 0.0.0.0 it is only up: it is to have one later.
 pub(crate) async fn configure(
     network: &NetworkIdentity,
     mut modules_loaded: watch::Receiver<bool>,
@@ -30,37 +32,74 @@ pub(crate) async fn configure(
     sys::set_up(socket, "lo").map_err(io_error("bring up", "lo"))?;
     // Running out of time is no reason not to look.
     let _ = timeout(MODULES_WAIT, modules_loaded.wait_for(|done| *done)).await;
-    let interface = wait_for_interface(&network.mac).await?;
+    let interface = wait_for_interface(socket, &network.mac).await?;
+    if network.address.is_unspecified() {
+        // A template's: it is up, which takes the longest, and has no address that its clones would have.
+        set_ipv6(&interface, false)?;
+        return sys::set_up(socket, &interface).map_err(io_error("bring up", &interface));
+    }
     sys::set_address(socket, &interface, network.address, network.prefix)
         .map_err(io_error("set the address of", &interface))?;
     sys::set_up(socket, &interface).map_err(io_error("bring up", &interface))?;
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let mut there = false;
-    for gateway in default_gateways(&routes, &interface) {
-        if gateway == network.gateway {
-            there = true;
-        } else {
-            sys::delete_default_route(socket, gateway)
-                .map_err(io_error("delete the old default route of", &interface))?;
+    let add = || sys::add_default_route(socket, network.gateway);
+    match add() {
+        // By this gateway, or by that of another address.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+            let mut there = false;
+            for gateway in default_gateways(&routes, &interface) {
+                if gateway == network.gateway {
+                    there = true;
+                } else {
+                    sys::delete_default_route(socket, gateway)
+                        .map_err(io_error("delete the old default route of", &interface))?;
+                }
+            }
+            if there { Ok(()) } else { add() }
         }
+        added => added,
     }
-    if !there {
-        sys::add_default_route(socket, network.gateway)
-            .map_err(io_error("add the default route of", &interface))?;
-    }
-    Ok(())
+    .map_err(io_error("add the default route of", &interface))
 }
 
 /// Gives the interface with one hardware address another. Without such a one, all is as it is: it has
-/// the other already, or the machine has no network.
-pub(crate) fn change_hardware_address(from: &str, to: &str) -> Result<(), AgentError> {
-    let (Some(interface), Some(address)) = (find_interface(from), parse_mac(to)) else {
-        return Ok(());
-    };
+/// the other already, or the machine has no network. That of a template has no IPv6 yet, see
+/// [`configure`].
+pub(crate) fn change_hardware_address(
+    from: &str,
+    to: &str,
+    of_template: bool,
+) -> Result<(), AgentError> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .map_err(io_error::<io::Error>("open", "a socket for network set-up"))?;
-    sys::set_hardware_address(socket.as_fd(), &interface, address)
-        .map_err(io_error("set the hardware address of", &interface))
+    let socket = socket.as_fd();
+    let (Some(interface), Some(address)) = (find_interface(socket, from), parse_mac(to)) else {
+        return Ok(());
+    };
+    sys::set_hardware_address(socket, &interface, address)
+        .map_err(io_error("set the hardware address of", &interface))?;
+    // Its IPv6 addresses follow from it.
+    if of_template {
+        set_ipv6(&interface, true)
+    } else if fs::read(ipv6_setting(&interface)).is_ok_and(|off| off.starts_with(b"0")) {
+        set_ipv6(&interface, false)?;
+        set_ipv6(&interface, true)
+    } else {
+        Ok(())
+    }
+}
+
+fn ipv6_setting(interface: &str) -> String {
+    format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+}
+
+/// Whether an interface is to have IPv6 addresses. A kernel that knows of none has no such setting.
+fn set_ipv6(interface: &str, on: bool) -> Result<(), AgentError> {
+    let setting = ipv6_setting(interface);
+    match fs::write(&setting, if on { "0" } else { "1" }) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("write", setting)(e)),
+        _ => Ok(()),
+    }
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -72,10 +111,10 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 }
 
 /// The name of the interface with this hardware address, as soon as there is one.
-async fn wait_for_interface(mac: &str) -> Result<String, AgentError> {
+async fn wait_for_interface(socket: BorrowedFd<'_>, mac: &str) -> Result<String, AgentError> {
     let look = async {
         loop {
-            if let Some(name) = find_interface(mac) {
+            if let Some(name) = find_interface(socket, mac) {
                 return name;
             }
             sleep(Duration::from_millis(10)).await;
@@ -89,7 +128,13 @@ async fn wait_for_interface(mac: &str) -> Result<String, AgentError> {
         })
 }
 
-fn find_interface(mac: &str) -> Option<String> {
+fn find_interface(socket: BorrowedFd<'_>, mac: &str) -> Option<String> {
+    // That it nearly always is, and asking for it takes a clone less time than a look through files.
+    if parse_mac(mac)
+        .is_some_and(|mac| sys::hardware_address(socket, FIRST).is_ok_and(|a| a == mac))
+    {
+        return Some(FIRST.to_owned());
+    }
     fs::read_dir("/sys/class/net")
         .ok()?
         .flatten()

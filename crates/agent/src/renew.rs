@@ -4,6 +4,7 @@
 //! What stays is the kernel's boot id, for the journal and systemd have noted all they did under it.
 
 use crate::error::{AgentError, io_error};
+use crate::identity::write_in_place;
 use crate::init::RUN_DIR;
 use crate::{fresh, log, net, sys};
 use base64::Engine as _;
@@ -13,16 +14,18 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where it is noted which clone was made one of its own: it outlives the worker, as the guest does.
 const NOTE: &str = "renewed";
+/// What it says in a template, whose clones write over it.
+const TEMPLATE: &str = "-";
 /// The kernel's pool of random numbers.
 const POOL: &str = "/dev/urandom";
 /// Where the journal has a directory named for the machine.
 const JOURNALS: [&str; 2] = ["/run/log/journal", "/var/log/journal"];
 /// From what the next boot seeds its random numbers.
-const SAVED_SEED: &str = "/var/lib/systemd/random-seed";
+pub(crate) const SAVED_SEED: &str = "/var/lib/systemd/random-seed";
 
 /// Refuses what could not be meant.
 pub(crate) fn check(renewal: &Renewal) -> Result<(), ApiError> {
@@ -48,8 +51,9 @@ pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
     let Some(renewal) = &identity.renewal else {
         return Ok(());
     };
-    let note = Path::new(RUN_DIR).join(NOTE);
-    if fs::read_to_string(&note).is_ok_and(|done| done == renewal.id) {
+    let note = note();
+    let done = fs::read_to_string(&note).unwrap_or_default();
+    if done == renewal.id {
         return Ok(());
     }
     // First, for what is made anew follows from it.
@@ -66,7 +70,7 @@ pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
         _ => {}
     }
     if let Some(network) = &identity.network {
-        net::change_hardware_address(&renewal.mac, &network.mac)?;
+        net::change_hardware_address(&renewal.mac, &network.mac, done == TEMPLATE)?;
     }
     let old = machine_id(Path::new("/"));
     fresh::apply(&[Fixup::MachineId, Fixup::SshHostKeys], Path::new("/"))?;
@@ -78,7 +82,20 @@ pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
             }
         }
     }
-    fs::write(&note, &renewal.id).map_err(io_error("write", &note))
+    write_in_place(&note, &renewal.id)
+}
+
+fn note() -> PathBuf {
+    Path::new(RUN_DIR).join(NOTE)
+}
+
+/// Notes that this guest is to be a template.
+///
+/// # Errors
+/// When that can't be written.
+pub(crate) fn note_template() -> Result<(), AgentError> {
+    let note = note();
+    fs::write(&note, TEMPLATE).map_err(io_error("write", &note))
 }
 
 fn machine_id(root: &Path) -> Option<String> {

@@ -400,11 +400,11 @@ impl Agent {
             }
             self.readiness.sane().await;
             self.settling.send_replace(true);
-            settle::settle().await;
             // Who there is to run commands as, which is read once.
             drop(self.users.get());
+            settle::settle().await;
         }
-        self.sync().await
+        Ok(http::json(&json!({})))
     }
 
     /// Applies an identity that nobody will have, so that the one that comes takes less time: what runs for

@@ -2,16 +2,23 @@
 //! do it each.
 
 use crate::log;
+use crate::renew::{self, SAVED_SEED};
 use procfs::{CurrentSI, KernelStats};
+use std::fs;
+use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Between two looks at what the guest does.
 const LOOK: Duration = Duration::from_millis(500);
-/// Looks in a row that found it idle before it is taken to be.
-const PATIENCE: u32 = 6;
+/// Looks in a row that found it idle before it is taken to be: longer than udev keeps a worker that has
+/// nothing to do, or each clone would see it end.
+const PATIENCE: u32 = 12;
+/// For what follows on the last of it.
+const AFTERMATH: Duration = Duration::from_secs(1);
 /// Share of its processors that an idle guest may use, in percent.
 const IDLE: u64 = 8;
 /// A guest that is never idle is a template all the same.
@@ -38,6 +45,19 @@ pub(crate) async fn settle() {
         log::warn("the guest does not come to rest; its clones will be as busy");
     }
     run_a_program().await;
+    if let Err(e) = renew::note_template() {
+        log::warn(&e.to_string());
+    }
+    // From what the next boot of a clone would seed its random numbers, as all the others.
+    match fs::remove_file(SAVED_SEED) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            log::warn(&format!("removing {SAVED_SEED} failed: {e}"));
+        }
+        _ => {}
+    }
+    // What is written out now, its clones need not write each.
+    let _ = spawn_blocking(rustix::fs::sync).await;
+    sleep(AFTERMATH).await;
 }
 
 /// Runs a program, so that it and what it needs are in the page cache.

@@ -195,8 +195,23 @@ pub(crate) fn set_up(socket: BorrowedFd<'_>, interface: &str) -> io::Result<()> 
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
     let up = libc::IFF_UP as libc::c_short;
+    if flags & up != 0 {
+        return Ok(());
+    }
     request.ifr_ifru.ifru_flags = flags | up;
     interface_ioctl(socket, libc::SIOCSIFFLAGS, &mut request)
+}
+
+/// An interface's hardware address.
+///
+/// # Errors
+/// `ENODEV` for an unknown interface.
+pub(crate) fn hardware_address(socket: BorrowedFd<'_>, interface: &str) -> io::Result<[u8; 6]> {
+    let mut request = interface_request(interface)?;
+    interface_ioctl(socket, libc::SIOCGIFHWADDR, &mut request)?;
+    // SAFETY: SIOCGIFHWADDR has just filled it in.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    Ok(std::array::from_fn(|i| data[i].to_ne_bytes()[0]))
 }
 
 /// Changes an interface's hardware address, from what it is now.

@@ -110,8 +110,12 @@ async fn serve_guest(agent: &Arc<Agent>, init: GuestInit) -> Result<(), AgentErr
             }
         }
         watcher.readiness.set_sane();
-        watcher.readiness.ready().await;
-        log::notice("the guest is ready");
+        let mut settling = watcher.settling.subscribe();
+        tokio::select! {
+            () = watcher.readiness.ready() => log::notice("the guest is ready"),
+            // The template's clones have this thread, and need not begin one each.
+            _ = settling.wait_for(|s| *s) => {}
+        }
         reclaim::watch();
     });
     let server = Arc::clone(agent);

@@ -229,7 +229,7 @@ impl Identity {
 pub struct NetworkIdentity {
     /// The interface's hardware address, `aa:bb:cc:dd:ee:ff`, by which the agent finds it.
     pub mac: String,
-    /// IPv4 address.
+    /// IPv4 address; 0.0.0.0 of a guest that is to have one later.
     pub address: std::net::Ipv4Addr,
     /// Length of the network prefix.
     pub prefix: u8,

@@ -294,8 +294,12 @@ impl QemuMachine {
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;
-        let speed = json!({ "max-bandwidth": BANDWIDTH });
-        self.command_with("migrate-set-parameters", speed, None)
+        let mut parameters = json!({ "max-bandwidth": BANDWIDTH });
+        if kept == Kept::Elsewhere {
+            // A clone would tell the network five times that its template has come to it.
+            parameters["announce-rounds"] = json!(0);
+        }
+        self.command_with("migrate-set-parameters", parameters, None)
             .await?;
         let name = json!({ "fdname": FD_NAME });
         let fd = Some(file.as_fd());

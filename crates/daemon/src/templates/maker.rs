@@ -1,14 +1,17 @@
 //! Makes templates, one at a time, when nobody waits for the host.
 
 use super::record::{Made, Place, Shape, Template};
-use crate::guest;
+use crate::attend;
+use crate::guest::{self, GuestError};
 use crate::images::{GroupImage, Prepared};
 use crate::record::{VmRecord, draw_id};
 use crate::supervisor::Shared;
 use crate::vm::{DiskGate, Phase, template_spec};
 use crate::{DaemonError, console};
+use slicer_api::{Identity, NetworkIdentity};
 use slicer_machine::{MacAddress, Machine, MachineState, StopReason};
 use std::fs::DirBuilder;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -190,7 +193,7 @@ impl Maker {
             .launch_template(spec, &place.memory())
             .await?;
         slicer_fault::point("template.booting");
-        let note = match come_to_rest(&*machine, place).await {
+        let note = match come_to_rest(&*machine, &placeholder(want), place).await {
             Ok(note) => note,
             Err(e) => return Err(end_of(&*machine, place).await.unwrap_or(e)),
         };
@@ -221,15 +224,38 @@ impl Maker {
     }
 }
 
+/// What a template's guest is told it is: nobody, without an address. What an identity needs is in place
+/// then, and clones have less to do. The name is shorter than any VM's, which can be written over it.
+fn placeholder(want: &Want) -> Identity {
+    Identity {
+        hostname: "vm".to_owned(),
+        clock_unix_nanos: attend::clock(),
+        network: Some(NetworkIdentity {
+            mac: want.record.mac().to_string(),
+            address: Ipv4Addr::UNSPECIFIED,
+            prefix: 0,
+            gateway: Ipv4Addr::UNSPECIFIED,
+            dns: want.image.group().dns_servers.clone(),
+        }),
+        ..Identity::default()
+    }
+}
+
 /// Waits until nothing goes on in a template's guest, and saves it.
-async fn come_to_rest(machine: &dyn Machine, place: &Place) -> Result<String, DaemonError> {
+async fn come_to_rest(
+    machine: &dyn Machine,
+    placeholder: &Identity,
+    place: &Place,
+) -> Result<String, DaemonError> {
     match tokio::time::timeout(BOOT_TIME, machine.connect()).await {
         Ok(stream) => drop(stream?),
         Err(_) => return Err(DaemonError::Internal("waiting for a template's agent")),
     }
-    guest::settle(machine)
+    let refused = |e: GuestError| DaemonError::Unsupported(e.to_string());
+    guest::rehearse(machine, placeholder)
         .await
-        .map_err(|e| DaemonError::Unsupported(e.to_string()))?;
+        .map_err(refused)?;
+    guest::settle(machine).await.map_err(refused)?;
     Ok(machine.save_template(&place.state()).await?)
 }
 
