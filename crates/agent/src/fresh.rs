@@ -85,6 +85,14 @@ fn renew_host_keys(
     Ok(())
 }
 
+/// Whether the system below `root` has SSH host keys.
+///
+/// # Errors
+/// When their directory can't be read.
+pub(crate) fn has_host_keys(root: &Path) -> Result<bool, AgentError> {
+    host_keys(&root.join("etc/ssh")).map(|keys| !keys.is_empty())
+}
+
 /// The kinds and files of SSH's host keys.
 fn host_keys(dir: &Path) -> Result<Vec<(String, PathBuf)>, AgentError> {
     let entries = match fs::read_dir(dir) {
@@ -245,6 +253,8 @@ mod tests {
             fs::write(path.with_added_extension("pub"), kind)
         })
         .unwrap();
+        assert!(has_host_keys(root.path()).unwrap());
+        assert!(!has_host_keys(&root.path().join("absent")).unwrap());
         let left = [
             "ssh_host_ed25519_key",
             "ssh_host_ed25519_key.pub",

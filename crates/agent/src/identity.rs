@@ -2,6 +2,7 @@
 //! identity twice changes nothing.
 
 use crate::error::{AgentError, io_error};
+use crate::renew::Later;
 use crate::users::{Database, User};
 use crate::{log, net, renew};
 use rustix::fd::{AsFd, OwnedFd};
@@ -68,22 +69,24 @@ pub(crate) fn check(identity: &Identity) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Makes the guest who it is told to be.
+/// Makes the guest who it is told to be. What is left for when it is ready, is answered.
 pub(crate) async fn apply(
     identity: &Identity,
     users: Arc<Database>,
     modules_loaded: watch::Receiver<bool>,
-) -> Result<(), AgentError> {
+) -> Result<Later, AgentError> {
     let received = Instant::now();
     let cloned = identity.renewal.is_some();
     if !cloned {
         set_clock(identity.clock_unix_nanos)?;
         set_hostname(&identity.hostname)?;
     }
+    let mut later = Later::default();
     if cloned {
         let copy = identity.clone();
         let renewed = tokio::task::spawn_blocking(move || renew::apply(&copy)).await;
-        renewed.unwrap_or_else(|e| Err(io_error("renew", "the guest")(io::Error::other(e))))?;
+        later =
+            renewed.unwrap_or_else(|e| Err(io_error("renew", "the guest")(io::Error::other(e))))?;
     }
     let copy = identity.clone();
     let files = tokio::task::spawn_blocking(move || write_files(&copy, &users));
@@ -100,7 +103,7 @@ pub(crate) async fn apply(
         let since = u64::try_from(received.elapsed().as_nanos()).unwrap_or_default();
         set_clock(identity.clock_unix_nanos.saturating_add(since))?;
     }
-    Ok(())
+    Ok(later)
 }
 
 /// Sets the clock to the host's.

@@ -63,38 +63,41 @@ pub(crate) async fn configure(
 }
 
 /// Gives the interface with one hardware address another. Without such a one, all is as it is: it has
-/// the other already, or the machine has no network. That of a template has no IPv6 yet, see
-/// [`configure`].
+/// the other already, or the machine has no network. Its IPv6 addresses, which follow from it, are gone,
+/// and that of a template has none yet, see [`configure`]: answers the interface that is to draw some.
 pub(crate) fn change_hardware_address(
     from: &str,
     to: &str,
     of_template: bool,
-) -> Result<(), AgentError> {
+) -> Result<Option<String>, AgentError> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
         .map_err(io_error::<io::Error>("open", "a socket for network set-up"))?;
     let socket = socket.as_fd();
     let (Some(interface), Some(address)) = (find_interface(socket, from), parse_mac(to)) else {
-        return Ok(());
+        return Ok(None);
     };
     sys::set_hardware_address(socket, &interface, address)
         .map_err(io_error("set the hardware address of", &interface))?;
-    // Its IPv6 addresses follow from it.
     if of_template {
-        set_ipv6(&interface, true)
-    } else if fs::read(ipv6_setting(&interface)).is_ok_and(|off| off.starts_with(b"0")) {
-        set_ipv6(&interface, false)?;
-        set_ipv6(&interface, true)
-    } else {
-        Ok(())
+        return Ok(Some(interface));
     }
+    let has_ipv6 = fs::read(ipv6_setting(&interface)).is_ok_and(|off| off.starts_with(b"0"));
+    if !has_ipv6 {
+        return Ok(None);
+    }
+    set_ipv6(&interface, false)?;
+    Ok(Some(interface))
 }
 
 fn ipv6_setting(interface: &str) -> String {
     format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
 }
 
-/// Whether an interface is to have IPv6 addresses. A kernel that knows of none has no such setting.
-fn set_ipv6(interface: &str, on: bool) -> Result<(), AgentError> {
+/// Sets whether an interface is to have IPv6 addresses. A kernel that knows of none has no such setting.
+///
+/// # Errors
+/// When it can't be set.
+pub(crate) fn set_ipv6(interface: &str, on: bool) -> Result<(), AgentError> {
     let setting = ipv6_setting(interface);
     match fs::write(&setting, if on { "0" } else { "1" }) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("write", setting)(e)),

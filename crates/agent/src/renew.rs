@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Where it is noted which clone was made one of its own: it outlives the worker, as the guest does.
 const NOTE: &str = "renewed";
-/// What it says in a template, whose clones write over it.
-const TEMPLATE: &str = "-";
+/// What it says in a template without SSH host keys, and in one with some. Its clones write over it.
+const TEMPLATES: [&str; 2] = ["-", "keys"];
 /// The kernel's pool of random numbers.
 const POOL: &str = "/dev/urandom";
 /// Where the journal has a directory named for the machine.
@@ -47,14 +47,15 @@ fn seed(renewal: &Renewal) -> Option<[u8; sys::SEED]> {
 ///
 /// # Errors
 /// What could not be made anew. A guest that may be another's twin is to let nobody in.
-pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
+pub(crate) fn apply(identity: &Identity) -> Result<Later, AgentError> {
+    let mut later = Later::default();
     let Some(renewal) = &identity.renewal else {
-        return Ok(());
+        return Ok(later);
     };
     let note = note();
     let done = fs::read_to_string(&note).unwrap_or_default();
     if done == renewal.id {
-        return Ok(());
+        return Ok(later);
     }
     // First, for what is made anew follows from it.
     let seed = seed(renewal).ok_or_else(|| {
@@ -70,19 +71,50 @@ pub(crate) fn apply(identity: &Identity) -> Result<(), AgentError> {
         _ => {}
     }
     if let Some(network) = &identity.network {
-        net::change_hardware_address(&renewal.mac, &network.mac, done == TEMPLATE)?;
+        let of_template = TEMPLATES.contains(&done.as_str());
+        later.ipv6 = net::change_hardware_address(&renewal.mac, &network.mac, of_template)?;
     }
     let old = machine_id(Path::new("/"));
-    fresh::apply(&[Fixup::MachineId, Fixup::SshHostKeys], Path::new("/"))?;
+    fresh::apply(&[Fixup::MachineId], Path::new("/"))?;
+    // A look for them takes its time, too.
+    if done != TEMPLATES[0] {
+        fresh::apply(&[Fixup::SshHostKeys], Path::new("/"))?;
+    }
     if let (Some(old), Some(new)) = (old, machine_id(Path::new("/"))) {
         for dir in JOURNALS {
             // It is only where the journal's files are looked for.
-            if let Err(e) = move_journal(Path::new(dir), &old, &new) {
+            if let Err(e) = link_journal(Path::new(dir), &old, &new) {
                 log::warn(&e.to_string());
             }
         }
     }
-    write_in_place(&note, &renewal.id)
+    write_in_place(&note, &renewal.id)?;
+    Ok(later)
+}
+
+/// What is left to do for a clone, and is nothing that anybody waits for.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Later {
+    /// The interface that is to draw IPv6 addresses. It takes a second or more until they can be used in
+    /// any case, for it asks the network whether somebody has them (RFC 4862).
+    ipv6: Option<String>,
+}
+
+impl Later {
+    /// Whether there is anything.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.ipv6.is_none()
+    }
+
+    /// Does it. Blocks.
+    pub(crate) fn run(self) {
+        if let Some(interface) = self.ipv6
+            && let Err(e) = net::set_ipv6(&interface, true)
+        {
+            log::warn(&e.to_string());
+        }
+    }
 }
 
 fn note() -> PathBuf {
@@ -95,7 +127,8 @@ fn note() -> PathBuf {
 /// When that can't be written.
 pub(crate) fn note_template() -> Result<(), AgentError> {
     let note = note();
-    fs::write(&note, TEMPLATE).map_err(io_error("write", &note))
+    let has_keys = fresh::has_host_keys(Path::new("/"))?;
+    fs::write(&note, TEMPLATES[usize::from(has_keys)]).map_err(io_error("write", &note))
 }
 
 fn machine_id(root: &Path) -> Option<String> {
@@ -105,15 +138,18 @@ fn machine_id(root: &Path) -> Option<String> {
     is_id.then(|| id.to_owned())
 }
 
-/// Has the journal, which goes on in the directory of the machine's id of before, be found in that of
-/// its id of now.
-fn move_journal(dir: &Path, old: &str, new: &str) -> Result<(), AgentError> {
-    let (from, to) = (dir.join(old), dir.join(new));
-    match fs::rename(&from, &to) {
-        Ok(()) => symlink(new, &from).map_err(io_error("link", &from)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io_error("rename", &from)(e)),
-    }
+/// Has the journal, which goes on in the directory of the machine's id of before, be found by its id of
+/// now.
+fn link_journal(dir: &Path, old: &str, new: &str) -> Result<(), AgentError> {
+    let (from, link) = (dir.join(old), dir.join(new));
+    let target = match fs::read_link(&from) {
+        // Of a clone of a clone: to where that leads, for a path has so many links at most.
+        Ok(target) => target,
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => PathBuf::from(old),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io_error("look at", &from)(e)),
+    };
+    symlink(&target, &link).map_err(io_error("link", &link))
 }
 
 #[cfg(test)]
@@ -146,13 +182,15 @@ mod tests {
     #[test]
     fn the_journal_is_found_under_the_new_id() {
         let dir = tempfile::tempdir().unwrap();
-        let (old, new) = ("0".repeat(32), "1".repeat(32));
-        move_journal(dir.path(), &old, &new).unwrap();
+        let ids: Vec<String> = (0..60).map(|n| format!("{n:032}")).collect();
+        link_journal(dir.path(), &ids[0], &ids[1]).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        fs::create_dir(dir.path().join(&old)).unwrap();
-        fs::write(dir.path().join(&old).join("system.journal"), "x").unwrap();
-        move_journal(dir.path(), &old, &new).unwrap();
-        for id in [old, new] {
+        fs::create_dir(dir.path().join(&ids[0])).unwrap();
+        fs::write(dir.path().join(&ids[0]).join("system.journal"), "x").unwrap();
+        for pair in ids.windows(2) {
+            link_journal(dir.path(), &pair[0], &pair[1]).unwrap();
+        }
+        for id in ids {
             let path = dir.path().join(id).join("system.journal");
             assert_eq!(fs::read_to_string(path).unwrap(), "x");
         }

@@ -3,6 +3,7 @@
 use crate::http::{self, Answer};
 use crate::init::GuestInit;
 use crate::ready::Readiness;
+use crate::renew::Later;
 use crate::requests::Requests;
 use crate::userdata::{State, Userdata};
 use crate::users::Users;
@@ -34,6 +35,8 @@ use tokio_util::task::TaskTracker;
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
 const HEAD_LIMIT: usize = 128 << 10;
 
+/// How long after the guest is ready that is done which nobody waits for.
+const LATER: Duration = Duration::from_secs(1);
 /// Bytes an identity may have, userdata included.
 const IDENTITY_LIMIT: usize = 4 << 20;
 
@@ -261,9 +264,9 @@ impl Agent {
             identity::set_clock(identity.clock_unix_nanos)
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         } else if let Scope::Guest(_) = self.scope {
-            identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
-                .await
-                .map_err(|e| ApiError::internal(e.to_string()))?;
+            let applied =
+                identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe()).await;
+            self.do_later(applied.map_err(|e| ApiError::internal(e.to_string()))?);
         }
         match self.scope {
             Scope::Guest(init) => {
@@ -293,6 +296,19 @@ impl Agent {
         Ok(http::json(&Identified {
             ready: self.readiness.is_ready(),
         }))
+    }
+
+    /// Does what was left of an identity once the guest is ready, and whoever waited for it had their turn.
+    fn do_later(self: &Arc<Self>, later: Later) {
+        if later.is_nothing() {
+            return;
+        }
+        let agent = Arc::clone(self);
+        self.tasks.spawn(async move {
+            agent.readiness.ready().await;
+            tokio::time::sleep(LATER).await;
+            let _ = spawn_blocking(move || later.run()).await;
+        });
     }
 
     /// Mounts host folders, which users are to find when they are let in, and what runs programs for
@@ -421,9 +437,10 @@ impl Agent {
             if held.is_some() {
                 return Err(ApiError::conflict("this guest has an identity"));
             }
-            identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe())
-                .await
-                .map_err(|e| ApiError::internal(e.to_string()))?;
+            let applied =
+                identity::apply(&identity, self.users.get(), self.modules_loaded.subscribe()).await;
+            let later = applied.map_err(|e| ApiError::internal(e.to_string()))?;
+            let _ = spawn_blocking(move || later.run()).await;
             settle::run_a_program().await;
         }
         Ok(http::json(&json!({})))

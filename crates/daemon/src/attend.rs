@@ -113,8 +113,10 @@ impl Attendant {
         loop {
             // Waits for the agent to open its end; an agent that is there takes it at once.
             let stream = self.machine.connect().await.map_err(|e| e.to_string())?;
+            let introduced = self.introduce().await;
+            // Only now, for its end is one more thing that the guest has to look after.
             drop(stream);
-            match self.introduce().await {
+            match introduced {
                 Ok(()) => return Ok(()),
                 Err(GuestError::Machine(e @ MachineError::Gone { .. })) => {
                     return Err(e.to_string());
