@@ -16,7 +16,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 const COUNT: &str = "nohup sh -c 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/n; sleep 0.1; done' \
     > /dev/null 2>&1 &";
 const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/eth0/address; hostname -I; \
-    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid";
+    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
+    timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
 async fn count(client: &Client, vm: &str) -> u64 {
     says(client, vm, "cat /dev/shm/n")

@@ -86,7 +86,8 @@ async fn launch(client: &Client, node: &CreateNode) -> String {
 
 /// What must not be the same in two VMs, one a line.
 const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/eth0/address; hostname -I; \
-    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; mktemp -u XXXXXXXXXXXX";
+    head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; mktemp -u XXXXXXXXXXXX; \
+    timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
 async fn twenty_clones_are_each_one_of_their_own() {
     const ALL: u64 = 20;
