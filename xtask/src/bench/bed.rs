@@ -327,11 +327,11 @@ fn instead_of_qemu(dir: &Path, ssh_port: u16) -> Result<OsString> {
     };
     let bin = dir.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    // A trial boot has none of these devices and is left as it is.
+    // A trial boot has none of these devices and is left as it is. QEMU runs in a directory of its VM's.
     let text = format!(
         "#!/bin/sh
 more=
-if [ -e {PLAIN} ]; then
+if [ -e '{dir}/{PLAIN}' ]; then
 	for arg; do
 		shift
 		case $arg in
@@ -342,7 +342,7 @@ if [ -e {PLAIN} ]; then
 		set -- \"$@\" \"$arg\"
 	done
 	if [ \"$more\" ]; then
-		set -- \"$@\" -chardev socket,id=raw,server=on,wait=off,path={RAW_PORT} \\
+		set -- \"$@\" -chardev \"socket,id=raw,server=on,wait=off,path={dir}/{RAW_PORT}\" \\
 			-device virtserialport,chardev=raw,name={RAW_PORT}
 	fi
 	exec '{qemu}' \"$@\"
@@ -358,14 +358,15 @@ for arg; do
 done
 if [ \"$more\" ]; then
 	for name in {}; do
-		set -- \"$@\" -chardev \"socket,id=$name,server=on,wait=off,path=$name\" \\
+		set -- \"$@\" -chardev \"socket,id=$name,server=on,wait=off,path={dir}/$name\" \\
 			-device virtserialport,chardev=$name,name=$name
 	done
 fi
 exec '{qemu}' \"$@\"
 ",
         PORTS.join(" "),
-        qemu = qemu.display()
+        qemu = qemu.display(),
+        dir = dir.display()
     );
     let script = bin.join(name);
     fs::write(&script, text).with_context(|| format!("cannot write {}", script.display()))?;

@@ -266,6 +266,30 @@ async fn what_is_wrong_with_a_template_costs_a_boot() {
     .await;
     let vm = launch(&client, &other).await;
     assert!(cloned(&daemon, &vm));
+    let all = templates(&daemon).await;
+    let third = all.iter().find(|t| t.ram_bytes == 256 << 20).unwrap();
+    daemon.terminate();
+
+    // By another QEMU, as after an upgrade of it.
+    let told = daemon
+        .dir()
+        .join(".slicer/templates")
+        .join(&third.id)
+        .join("template.json");
+    let text = fs::read_to_string(&told).unwrap();
+    let other_qemu = text.replacen(r#"major\\\":"#, r#"major\\\":9"#, 1);
+    assert_ne!(text, other_qemu);
+    fs::write(&told, other_qemu).unwrap();
+    let before = checks(&daemon);
+    daemon.launch();
+    checked(&daemon, before).await;
+    let vm = launch(&client, &other).await;
+    assert!(!cloned(&daemon, &vm));
+    assert!(
+        daemon.log().contains("wrote it, and this is"),
+        "{}",
+        daemon.log()
+    );
     drop(client);
     daemon.terminate();
     assert!(daemon.processes().is_empty());
