@@ -17,6 +17,7 @@ mod qmp;
 mod save;
 mod shares;
 mod userns;
+mod version;
 mod virtiofsd;
 mod vm;
 
@@ -30,6 +31,8 @@ use slicer_machine::{
     Arch, Capabilities, DiskFormat, Hypervisor, Machine, MachineError, MachineSpec, Template,
 };
 use std::path::{Path, PathBuf};
+use tokio::sync::OnceCell;
+use version::Version;
 use virtiofsd::Virtiofsd;
 
 /// The name errors and configurations use.
@@ -42,10 +45,18 @@ const NO_ROSETTA: &str = "it is Apple's, for Linux guests of Macs with Apple sil
 /// The QEMU backend.
 pub struct Qemu {
     capabilities: Capabilities,
-    programs: Vec<(Arch, PathBuf)>,
+    programs: Vec<Program>,
     spawner: Spawner,
     accel: AccelChoice,
     virtiofsd: Result<Virtiofsd, String>,
+}
+
+/// A program of QEMU's.
+struct Program {
+    arch: Arch,
+    path: PathBuf,
+    /// Asked when it is first needed.
+    version: OnceCell<Option<Version>>,
 }
 
 impl Qemu {
@@ -55,12 +66,18 @@ impl Qemu {
     /// # Errors
     /// When there is no QEMU for this host's own architecture, or no thread can be started.
     pub fn new(verdict_file: PathBuf) -> Result<Self, MachineError> {
-        let programs: Vec<(Arch, PathBuf)> = [Arch::X86_64, Arch::Aarch64]
+        let programs: Vec<Program> = [Arch::X86_64, Arch::Aarch64]
             .into_iter()
-            .filter_map(|arch| Some((arch, find_program(args::program(arch))?)))
+            .filter_map(|arch| {
+                Some(Program {
+                    arch,
+                    path: find_program(args::program(arch))?,
+                    version: OnceCell::new(),
+                })
+            })
             .collect();
         let host = Arch::host();
-        if !programs.iter().any(|(arch, _)| Some(*arch) == host) {
+        if !programs.iter().any(|p| Some(p.arch) == host) {
             return Err(MachineError::ProgramMissing {
                 program: host.map_or("qemu-system", args::program).to_owned(),
                 hint: host.map_or("no guests run on this host", args::program_hint),
@@ -68,7 +85,7 @@ impl Qemu {
         }
         let virtiofsd = Virtiofsd::find(rustix::process::geteuid().is_root());
         let capabilities = Capabilities {
-            archs: programs.iter().map(|(arch, _)| *arch).collect(),
+            archs: programs.iter().map(|p| p.arch).collect(),
             save_restore: true,
             templates: true,
             shares: virtiofsd.as_ref().map(drop).map_err(Clone::clone),
@@ -85,14 +102,23 @@ impl Qemu {
         })
     }
 
-    fn program(&self, arch: Arch) -> Result<&Path, MachineError> {
-        let found = self.programs.iter().find(|(a, _)| *a == arch);
-        found
-            .map(|(_, path)| path.as_path())
-            .ok_or_else(|| MachineError::ProgramMissing {
-                program: args::program(arch).to_owned(),
-                hint: args::program_hint(arch),
-            })
+    fn program(&self, arch: Arch) -> Result<&Program, MachineError> {
+        let found = self.programs.iter().find(|p| p.arch == arch);
+        found.ok_or_else(|| MachineError::ProgramMissing {
+            program: args::program(arch).to_owned(),
+            hint: args::program_hint(arch),
+        })
+    }
+
+    /// The machine with all that its kernel is told when it boots on this accelerator.
+    async fn told(&self, spec: &MachineSpec, accel: Accelerator, program: &Program) -> MachineSpec {
+        let mut spec = spec.clone();
+        if accel == Accelerator::Tcg {
+            let ask = || Version::of(&self.spawner, &program.path);
+            let version = *program.version.get_or_init(ask).await;
+            spec.boot.cmdline += args::emulated_kernel_args(version);
+        }
+        spec
     }
 
     /// What serves the VM's shares, if it has any.
@@ -126,11 +152,17 @@ impl Qemu {
             });
         }
         let program = self.program(spec.arch)?;
+        let path = &program.path;
         let virtiofsd = self.virtiofsd(spec)?;
         let accel = self
             .accel
-            .get(&self.spawner, program, spec.arch, &spec.boot)
+            .get(&self.spawner, path, spec.arch, &spec.boot)
             .await;
+        // One that goes on has been told.
+        let told = match saved {
+            None => &self.told(spec, accel, program).await,
+            Some(_) => spec,
+        };
         let incoming = match saved {
             None => None,
             Some((state, note)) => {
@@ -141,8 +173,7 @@ impl Qemu {
             }
         };
         let (spawner, begin) = (&self.spawner, vm::Begin { memory, incoming });
-        let machine =
-            vm::QemuMachine::launch(spawner, program, accel, spec, virtiofsd, begin).await?;
+        let machine = vm::QemuMachine::launch(spawner, path, accel, told, virtiofsd, begin).await?;
         Ok(Box::new(machine))
     }
 }

@@ -337,7 +337,7 @@ if [ -e '{dir}/{PLAIN}' ]; then
 		case $arg in
 		virtio-serial-pci,*) arg=virtio-serial-pci ;;
 		virtserialport,chardev=agent,*) more=yes ;;
-		max,erms=off) arg=max ;;
+		max,erms=off,fsrm=off) arg=max ;;
 		esac
 		set -- \"$@\" \"$arg\"
 	done

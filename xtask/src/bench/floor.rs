@@ -31,6 +31,8 @@ const BOOT_TIME: Duration = Duration::from_mins(5);
 const PROBE_OK: &str = "slicer-probe-ok";
 /// Quiet as the daemon's own VMs: each byte on an emulated console costs.
 const CMDLINE: &str = "quiet loglevel=6 panic=-1 cryptomgr.notests random.trust_cpu=on";
+/// What a kernel is told besides where it is emulated.
+const EMULATED: &str = "mitigations=off norandmaps";
 /// The descriptor of the guest channel in QEMU.
 const AGENT_FD: i32 = 4;
 const MAC: &str = "02:00:00:00:00:09";
@@ -103,9 +105,14 @@ impl Floor {
             let machine = if kvm {
                 "-machine q35 -bios qboot.rom -accel kvm -cpu host"
             } else {
-                "-machine q35 -bios qboot.rom -accel tcg,thread=multi -cpu max,erms=off"
+                "-machine q35 -bios qboot.rom -accel tcg,thread=multi -cpu max,erms=off,fsrm=off"
             };
             ("qemu-system-x86_64", machine, "ttyS0")
+        };
+        let more = if kvm {
+            String::new()
+        } else {
+            format!(" {EMULATED}")
         };
         let kernel = self.dir.join("kernel").join(GROUP);
         let mut std = std::process::Command::new(program);
@@ -122,7 +129,7 @@ impl Floor {
         .arg(kernel.join("Image"))
         .arg("-initrd")
         .arg(kernel.join("initramfs.cpio"))
-        .args(["-append", &format!("console={console} {append}")])
+        .args(["-append", &format!("console={console} {append}{more}")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
