@@ -418,7 +418,8 @@ impl Agent {
             self.settling.send_replace(true);
             // Who there is to run commands as, which is read once.
             drop(self.users.get());
-            settle::settle().await;
+            let settled = settle::settle().await;
+            settled.map_err(|e| ApiError::internal(e.to_string()))?;
         }
         Ok(http::json(&json!({})))
     }
@@ -442,6 +443,7 @@ impl Agent {
             let later = applied.map_err(|e| ApiError::internal(e.to_string()))?;
             let _ = spawn_blocking(move || later.run()).await;
             settle::run_a_program().await;
+            exec::rehearse(self).await;
         }
         Ok(http::json(&json!({})))
     }

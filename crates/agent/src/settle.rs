@@ -1,6 +1,7 @@
 //! Readies a guest that is to be a template: its clones begin with what it did until here, and need not
 //! do it each.
 
+use crate::error::AgentError;
 use crate::log;
 use crate::renew::{self, SAVED_SEED};
 use procfs::{CurrentSI, KernelStats};
@@ -28,7 +29,10 @@ const PROGRAM_TIME: Duration = Duration::from_secs(20);
 
 /// Waits until nothing goes on in the guest, bounded, and has it read what a clone's first command
 /// needs.
-pub(crate) async fn settle() {
+///
+/// # Errors
+/// When it can't be noted that it is a template: its clones would not be told from their siblings.
+pub(crate) async fn settle() -> Result<(), AgentError> {
     let start = Instant::now();
     let mut last = Ticks::now();
     let mut idle = 0;
@@ -45,9 +49,7 @@ pub(crate) async fn settle() {
         log::warn("the guest does not come to rest; its clones will be as busy");
     }
     run_a_program().await;
-    if let Err(e) = renew::note_template() {
-        log::warn(&e.to_string());
-    }
+    renew::note_template()?;
     // From what the next boot of a clone would seed its random numbers, as all the others.
     match fs::remove_file(SAVED_SEED) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -58,6 +60,7 @@ pub(crate) async fn settle() {
     // What is written out now, its clones need not write each.
     let _ = spawn_blocking(rustix::fs::sync).await;
     sleep(AFTERMATH).await;
+    Ok(())
 }
 
 /// Runs a program, so that it and what it needs are in the page cache.

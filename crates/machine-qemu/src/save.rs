@@ -13,7 +13,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 /// How long a state may take to be written or read, whatever the VM's size.
@@ -22,8 +24,15 @@ const MIGRATION_TIME: Duration = Duration::from_mins(10);
 const LAST_WORDS_TIME: Duration = Duration::from_secs(2);
 /// Between two looks whether QEMU has put a migration behind it.
 const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
-/// Bytes a second at which a paused guest is written: as fast as it goes.
+/// Bytes a second at which a guest is written: as fast as it goes.
 const BANDWIDTH: u64 = 1 << 40;
+/// How long a guest that runs while it is written may be paused for what it has written to since, ms: when
+/// less than that is left, it is paused.
+const DOWNTIME_MS: u64 = 30;
+/// One that writes faster than its memory can be written out is paused after so long, whatever is left.
+const CONVERGE_TIME: Duration = Duration::from_secs(3);
+/// The longest pause that can be asked for, ms.
+const ANY_DOWNTIME_MS: u64 = 2_000_000;
 /// The name under which QEMU is handed the file.
 const FD_NAME: &str = "memory";
 
@@ -32,14 +41,17 @@ const FD_NAME: &str = "memory";
 pub(crate) enum Migration {
     /// None was begun.
     None,
+    /// All but the last of it is written; the machine is paused, and goes on when it is told to.
+    Switching,
     Completed,
     Failed,
 }
 
 impl Migration {
-    /// What an event says, if it says that it is over.
+    /// What an event says, if it says that there is something to do.
     pub(crate) fn of(data: &Value) -> Option<Self> {
         match data["status"].as_str()? {
+            "pre-switchover" => Some(Self::Switching),
             "completed" => Some(Self::Completed),
             "failed" | "cancelled" => Some(Self::Failed),
             _ => None,
@@ -194,6 +206,14 @@ pub(crate) async fn check_size(vm: &str, path: &Path, size: u64) -> Result<(), M
     Err(incompatible(vm, why))
 }
 
+/// Makes the file a state is written to.
+async fn create_new(path: &Path) -> Result<File, MachineError> {
+    let create = path.to_owned();
+    let created = spawn_blocking(move || new_file(&create));
+    let file = created.await.unwrap_or_else(|e| Err(e.into()));
+    file.map_err(io_failed("create", path))
+}
+
 fn new_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).open(path)
@@ -206,16 +226,8 @@ impl QemuMachine {
         kept: Kept,
         durable: bool,
     ) -> Result<String, MachineError> {
-        let create = path.to_owned();
-        let created = spawn_blocking(move || new_file(&create));
-        let file = created.await.unwrap_or_else(|e| Err(e.into()));
-        let file = file.map_err(io_failed("create", path))?;
-        let version = self.command("query-version").await?;
-        self.prepare_migration(&file, kept).await?;
-        let uri = json!({ "uri": format!("fd:{FD_NAME}") });
-        let mut migration = self.migration.clone();
-        migration.mark_unchanged();
-        self.command_with("migrate", uri, None).await?;
+        let file = create_new(path).await?;
+        let mut migration = self.begin_migration(&file, kept, false).await?;
         if let Err(e) = self.migrated(&mut migration).await {
             let _ = self.command("migrate_cancel").await;
             return Err(e);
@@ -226,6 +238,86 @@ impl QemuMachine {
             let synced = synced.unwrap_or_else(|e| Err(e.into()));
             synced.map_err(io_failed("write", path))?;
         }
+        self.note(path).await
+    }
+
+    /// Writes the state of a machine that runs; `paused` is what is done once it doesn't, and says whether to
+    /// go on.
+    pub(crate) async fn snapshot_to(
+        &self,
+        path: &Path,
+        paused: impl Future<Output = bool>,
+    ) -> Result<String, MachineError> {
+        let file = create_new(path).await?;
+        let mut migration = self.begin_migration(&file, Kept::Within, true).await?;
+        let written = async {
+            self.switching(&mut migration).await?;
+            if !paused.await {
+                return Err(self.migrate_failed("it was called off".to_owned()));
+            }
+            let state = json!({ "state": "pre-switchover" });
+            self.command_with("migrate-continue", state, None).await?;
+            self.migrated(&mut migration).await
+        };
+        if let Err(e) = written.await {
+            self.call_off(&mut migration).await;
+            return Err(e);
+        }
+        self.finalized().await?;
+        self.note(path).await
+    }
+
+    /// Waits until a machine that is written while it runs is paused for the last of it, and has it paused
+    /// when that does not come by itself.
+    async fn switching(
+        &self,
+        migration: &mut watch::Receiver<Migration>,
+    ) -> Result<(), MachineError> {
+        let mut step = pin!(self.step(migration));
+        let in_time = tokio::time::timeout(CONVERGE_TIME, &mut step).await;
+        let step = match in_time {
+            Ok(step) => step?,
+            Err(_) => {
+                let parameters = json!({ "downtime-limit": ANY_DOWNTIME_MS });
+                self.command_with("migrate-set-parameters", parameters, None)
+                    .await?;
+                step.await?
+            }
+        };
+        match step {
+            Migration::Switching => Ok(()),
+            _ => Err(self.why_failed().await),
+        }
+    }
+
+    /// Ends a migration that came to nothing: the machine then runs as it did before.
+    async fn call_off(&self, migration: &mut watch::Receiver<Migration>) {
+        if *migration.borrow_and_update() != Migration::Failed
+            && self.command("migrate_cancel").await.is_ok()
+        {
+            // How it ends is told, or nobody is left to tell.
+            let _ = tokio::time::timeout(LAST_WORDS_TIME, migration.changed()).await;
+        }
+    }
+
+    /// Begins to write the state to a file, of a machine that runs as long as it can, or not.
+    async fn begin_migration(
+        &self,
+        file: &File,
+        kept: Kept,
+        live: bool,
+    ) -> Result<watch::Receiver<Migration>, MachineError> {
+        self.prepare_migration(file, kept, live).await?;
+        let uri = json!({ "uri": format!("fd:{FD_NAME}") });
+        let mut migration = self.migration.clone();
+        migration.mark_unchanged();
+        self.command_with("migrate", uri, None).await?;
+        Ok(migration)
+    }
+
+    /// What must be known of the state that was just written.
+    async fn note(&self, path: &Path) -> Result<String, MachineError> {
+        let version = self.command("query-version").await?;
         let note = Note {
             qemu: version["qemu"].to_string(),
             origin: self.origin.clone(),
@@ -259,7 +351,7 @@ impl QemuMachine {
             let why = format!("QEMU {} wrote it, and this is {version}", note.qemu);
             return Err(incompatible(&self.name, why));
         }
-        self.prepare_migration(state, kept).await?;
+        self.prepare_migration(state, kept, false).await?;
         let uri = json!({ "uri": format!("fd:{FD_NAME}") });
         let mut migration = self.migration.clone();
         migration.mark_unchanged();
@@ -285,16 +377,22 @@ impl QemuMachine {
     }
 
     /// Readies QEMU for a migration whose way is `file`.
-    async fn prepare_migration(&self, file: &impl AsFd, kept: Kept) -> Result<(), MachineError> {
+    async fn prepare_migration(
+        &self,
+        file: &impl AsFd,
+        kept: Kept,
+        live: bool,
+    ) -> Result<(), MachineError> {
         // A clone that is saved itself has its memory's own state, but was told otherwise as it began.
         let capabilities = json!([
             { "capability": "events", "state": true },
             { "capability": "x-ignore-shared", "state": kept == Kept::Elsewhere },
+            { "capability": "pause-before-switchover", "state": live },
         ]);
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;
-        let mut parameters = json!({ "max-bandwidth": BANDWIDTH });
+        let mut parameters = json!({ "max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME_MS });
         if kept == Kept::Elsewhere {
             // A clone would tell the network five times that its template has come to it.
             parameters["announce-rounds"] = json!(0);
@@ -309,36 +407,54 @@ impl QemuMachine {
     /// Waits until a migration that was begun is over.
     async fn migrated(
         &self,
-        migration: &mut tokio::sync::watch::Receiver<Migration>,
+        migration: &mut watch::Receiver<Migration>,
     ) -> Result<(), MachineError> {
-        let failed = |why: String| MachineError::Command {
+        match self.step(migration).await? {
+            Migration::Completed => Ok(()),
+            _ => Err(self.why_failed().await),
+        }
+    }
+
+    /// The next thing that is told of a migration.
+    async fn step(
+        &self,
+        migration: &mut watch::Receiver<Migration>,
+    ) -> Result<Migration, MachineError> {
+        let gone = || MachineError::Gone {
             vm: self.name.clone(),
-            command: "migrate",
-            why,
         };
         let mut state = self.state.clone();
-        let over = async {
+        let step = async {
             tokio::select! {
                 changed = migration.changed() => match changed {
                     Ok(()) => Ok(*migration.borrow()),
-                    Err(_) => Err(MachineError::Gone { vm: self.name.clone() }),
+                    Err(_) => Err(gone()),
                 },
-                _ = state.wait_for(|s| matches!(s, MachineState::Stopped(_))) => {
-                    Err(MachineError::Gone { vm: self.name.clone() })
-                }
+                _ = state.wait_for(|s| matches!(s, MachineState::Stopped(_))) => Err(gone()),
             }
         };
-        match tokio::time::timeout(MIGRATION_TIME, over).await {
-            Ok(Ok(Migration::Completed)) => Ok(()),
-            Ok(Ok(_)) => {
-                let query = self.command("query-migrate").await?;
-                let why = query["error-desc"]
-                    .as_str()
-                    .unwrap_or("QEMU doesn't say why");
-                Err(failed(why.to_owned()))
+        let step = tokio::time::timeout(MIGRATION_TIME, step).await;
+        step.unwrap_or_else(|_| {
+            Err(self.migrate_failed(format!("not done within {MIGRATION_TIME:?}")))
+        })
+    }
+
+    /// Why a migration that was begun has failed.
+    async fn why_failed(&self) -> MachineError {
+        match self.command("query-migrate").await {
+            Ok(query) => {
+                let why = query["error-desc"].as_str();
+                self.migrate_failed(why.unwrap_or("QEMU doesn't say why").to_owned())
             }
-            Ok(Err(e)) => Err(e),
-            Err(_) => Err(failed(format!("not done within {MIGRATION_TIME:?}"))),
+            Err(e) => e,
+        }
+    }
+
+    fn migrate_failed(&self, why: String) -> MachineError {
+        MachineError::Command {
+            vm: self.name.clone(),
+            command: "migrate",
+            why,
         }
     }
 }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use slicer_machine::{
     Disk, GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, Network,
-    StopReason,
+    Paused, StopReason,
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -275,8 +275,8 @@ impl Machine for QemuMachine {
         self.save_to(memory, Kept::Within, true).await
     }
 
-    async fn snapshot(&self, memory: &Path) -> Result<String, MachineError> {
-        self.save_to(memory, Kept::Within, false).await
+    async fn snapshot(&self, memory: &Path, paused: Paused<'_>) -> Result<String, MachineError> {
+        self.snapshot_to(memory, paused).await
     }
 
     async fn snapshot_disk(&self, disk: &str, overlay: &Path) -> Result<(), MachineError> {

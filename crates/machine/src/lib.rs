@@ -19,6 +19,7 @@ pub use spec::{
 
 use async_trait::async_trait;
 use std::path::Path;
+use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -176,6 +177,9 @@ fn no_snapshot() -> MachineError {
     }
 }
 
+/// What is done while a VM is paused for [`Machine::snapshot`]. It says whether to go on with it.
+pub type Paused<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+
 /// A VM that was launched. Dropping it kills the VM.
 #[async_trait]
 pub trait Machine: Send + Sync {
@@ -213,13 +217,15 @@ pub trait Machine: Send + Sync {
         })
     }
 
-    /// Writes the state of a VM that is paused, all but its disks, to a new file, for others to begin as:
-    /// as [`Machine::save`], but it need not survive the host, and the VM is to be resumed soon.
+    /// Writes the state of a VM that runs, all but its disks, to a new file, for others to begin as:
+    /// as [`Machine::save`], but it need not survive the host. Most is written while the VM runs. Then it is
+    /// paused, and `paused` is awaited: the disks are to be kept as they are now; and the rest is written.
+    /// It is to be resumed by the caller, also after an error.
     ///
     /// # Errors
-    /// [`MachineError::Unsupported`] where the backend can't.
-    async fn snapshot(&self, memory: &Path) -> Result<String, MachineError> {
-        let _ = memory;
+    /// [`MachineError::Unsupported`] where the backend can't. Whatever the error, the file is worthless.
+    async fn snapshot(&self, memory: &Path, paused: Paused<'_>) -> Result<String, MachineError> {
+        let _ = (memory, paused);
         Err(no_snapshot())
     }
 

@@ -112,6 +112,12 @@ fn of_pool(pool: &pool::Samples) -> Vec<Bar> {
             0.02,
         ),
         Bar::limit("pool, spread", "of these, p95 / p50", spread, 2.0),
+        Bar::ratio(
+            "pool, exec",
+            "the first exec after a launch with warm_pool: 1 / the median of later ones",
+            Estimate::of_ratios(&pool.first_exec, &pool.later_exec),
+            2.0,
+        ),
     ]
 }
 

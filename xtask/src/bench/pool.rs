@@ -1,6 +1,7 @@
 //! Launches of what was booted ahead (`warm_pool: 1`), beside launches that boot.
 
 use super::plan::Rounds;
+use super::template::execs;
 use super::{COLD, GROUP, create, create_in, http, median};
 use crate::daemon::Daemon;
 use crate::text::say;
@@ -21,6 +22,10 @@ pub(crate) struct Samples {
     pub(crate) pooled: Vec<f64>,
     /// A launch that boots.
     pub(crate) cold: Vec<f64>,
+    /// The first exec after a launch that takes a spare.
+    pub(crate) first_exec: Vec<f64>,
+    /// The median of later ones in the same.
+    pub(crate) later_exec: Vec<f64>,
 }
 
 /// Measures pairs of both.
@@ -40,6 +45,11 @@ pub(crate) async fn measure(pairs: Rounds, daemon: &Daemon, client: &Client) -> 
                 (COLD, create_in(COLD, client).await?)
             };
             let took = start.elapsed().as_secs_f64();
+            if pooled {
+                let (first, later) = execs(client, &vm).await?;
+                samples.first_exec.push(first);
+                samples.later_exec.push(later);
+            }
             client.delete_node(group, &vm).await?;
             if pooled {
                 samples.pooled.push(took);
@@ -83,8 +93,11 @@ impl Samples {
     /// How long it takes, for people.
     pub(crate) fn story(&self) -> String {
         format!(
-            "a launch of what was booted ahead {:.0} ms, one that boots {:.2} s",
+            "a launch of what was booted ahead {:.0} ms, its first exec {:.1} ms, a later one {:.1} ms; a \
+             launch that boots {:.2} s",
             1e3 * median(&self.pooled),
+            1e3 * median(&self.first_exec),
+            1e3 * median(&self.later_exec),
             median(&self.cold)
         )
     }

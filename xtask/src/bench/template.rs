@@ -127,14 +127,9 @@ async fn beside(
     }
     for _ in plan.template_execs.run() {
         let vm = create(client).await?;
-        let mut times = Vec::new();
-        for _ in 0..EXECS {
-            let start = Instant::now();
-            run_true(client, &vm).await?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        product.first_exec.push(times.remove(0));
-        product.later_exec.push(median(&times));
+        let (first, later) = execs(client, &vm).await?;
+        product.first_exec.push(first);
+        product.later_exec.push(later);
         client.delete_node(GROUP, &vm).await?;
     }
     for pair in plan.template_bursts.run() {
@@ -168,6 +163,18 @@ async fn beside(
         "{booted} VMs were booted that were to begin as a template"
     );
     Ok(product)
+}
+
+/// How long the first exec in a VM takes, and later ones do.
+pub(super) async fn execs(client: &Client, vm: &str) -> Result<(f64, f64)> {
+    let mut times = Vec::new();
+    for _ in 0..EXECS {
+        let start = Instant::now();
+        run_true(client, vm).await?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let first = times.remove(0);
+    Ok((first, median(&times)))
 }
 
 /// Waits until the product has its template.

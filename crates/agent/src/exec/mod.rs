@@ -18,10 +18,13 @@ use slicer_api::{ApiError, ExecBuffered, ExecFrame, ExecRequest, FrameType, Stdi
 use spawn::{Failure, Process};
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Pieces of an answer that may wait for a slow client. Each is at most one read's worth.
 const PIECES: usize = 2;
+/// How long a command may take that nobody waits for.
+const REHEARSAL_TIME: Duration = Duration::from_secs(20);
 
 /// Answers an exec. Whatever is wrong with the request itself is an HTTP error; a command that
 /// can't be started is a command that failed.
@@ -62,6 +65,22 @@ pub(crate) fn handle(agent: &Arc<Agent>, request: Request<Incoming>) -> Answer {
         "application/x-ndjson"
     };
     http::answer(content_type, AgentBody::Stream(receiver))
+}
+
+/// Runs a command that does nothing, all the way an exec goes: the first one of a guest that is emulated
+/// takes ten times as long as later ones. Bounded, and without effect where there is no such program.
+pub(crate) async fn rehearse(agent: &Agent) {
+    let database = agent.users.get();
+    let process = ExecRequest::from_query("cmd=/bin/true&buffered=true")
+        .ok()
+        .and_then(|exec| spawn::plan(&exec, &database).ok()?.spawn().ok());
+    let Some(process) = process else {
+        return;
+    };
+    let (pieces, mut receiver) = mpsc::channel(PIECES);
+    let drain = async { while receiver.recv().await.is_some() {} };
+    let run = run_buffered(process, Timestamp::now(), Stdio::Text, pieces);
+    let _ = tokio::time::timeout(REHEARSAL_TIME, async { tokio::join!(run, drain) }).await;
 }
 
 fn check(agent: &Agent, query: &str) -> Result<ExecRequest, ApiError> {

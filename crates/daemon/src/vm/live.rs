@@ -14,7 +14,7 @@ use crate::workdir::WorkDir;
 use serde::{Deserialize, Serialize};
 use slicer_api::ApiError;
 use slicer_image::{backing_file, overlay_disk, reflink_file};
-use slicer_machine::{Machine, MachineError, MachineSpec};
+use slicer_machine::{Machine, MachineSpec};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -130,12 +130,18 @@ impl Vm {
             let noted = spawn_blocking(move || before.save(&place)).await;
             noted.map_err(|_| DaemonError::Internal("noting a fork"))??;
         }
-        let started = Instant::now();
-        machine.pause().await?;
-        let taken = self.take_paused(name, machine, &mut snapshot).await;
+        let mut started = None;
+        let mut laid = Ok(false);
+        let keep = async {
+            started = Some(Instant::now());
+            laid = keep_disk(&self.shared.work, name, machine, &snapshot).await;
+            laid.is_ok()
+        };
+        let memory = snapshot.place.memory();
+        let note = machine.snapshot(&memory, Box::pin(keep)).await;
         let resumed = machine.resume().await;
-        snapshot.paused = started.elapsed();
-        let (laid, note) = taken?;
+        snapshot.paused = started.map_or(Duration::ZERO, |started: Instant| started.elapsed());
+        let laid = laid?;
         resumed?;
         if laid && disk != DiskKind::Qcow2 {
             self.record.disk = Some(DiskKind::Qcow2);
@@ -148,33 +154,33 @@ impl Vm {
         info!("{name}: forked, paused for {:.0?}", snapshot.paused);
         Ok(snapshot)
     }
+}
 
-    /// Whether the VM's disk is another one now, whatever else fails, and what the hypervisor has to know.
-    async fn take_paused(
-        &mut self,
-        name: &str,
-        machine: &Arc<dyn Machine>,
-        snapshot: &mut Snapshot,
-    ) -> Result<(bool, Result<String, MachineError>), DaemonError> {
-        let internal = || DaemonError::Internal("taking a snapshot of a disk");
-        let (work, vm, kind) = (self.shared.work.clone(), name.to_owned(), snapshot.disk);
-        let place = snapshot.place.clone();
-        let laid = spawn_blocking(move || lay_over(&work, &vm, kind, &place)).await;
-        let laid = laid.map_err(|_| internal())??;
-        if laid {
-            let overlay = self.shared.work.disk(name);
-            if let Err(e) = machine.snapshot_disk("root", &overlay).await {
-                // It goes on in the disk it has, under its name of before.
-                let (base, disk) = (snapshot.place.disk(), overlay);
-                let back = spawn_blocking(move || fs::rename(base, &disk)).await;
-                if !matches!(back, Ok(Ok(()))) {
-                    warn!("{name}: its disk is in {}", snapshot.place.dir().display());
-                }
-                return Err(e.into());
+/// Gives a snapshot the disk of a VM that is paused. Answers whether the VM's disk is another one now.
+async fn keep_disk(
+    work: &Arc<WorkDir>,
+    name: &str,
+    machine: &Arc<dyn Machine>,
+    snapshot: &Snapshot,
+) -> Result<bool, DaemonError> {
+    let internal = || DaemonError::Internal("taking a snapshot of a disk");
+    let (dir, vm, kind) = (work.clone(), name.to_owned(), snapshot.disk);
+    let place = snapshot.place.clone();
+    let laid = spawn_blocking(move || lay_over(&dir, &vm, kind, &place)).await;
+    let laid = laid.map_err(|_| internal())??;
+    if laid {
+        let overlay = work.disk(name);
+        if let Err(e) = machine.snapshot_disk("root", &overlay).await {
+            // It goes on in the disk it has, under its name of before.
+            let (base, disk) = (snapshot.place.disk(), overlay);
+            let back = spawn_blocking(move || fs::rename(base, &disk)).await;
+            if !matches!(back, Ok(Ok(()))) {
+                warn!("{name}: its disk is in {}", snapshot.place.dir().display());
             }
+            return Err(e.into());
         }
-        Ok((laid, machine.snapshot(&snapshot.place.memory()).await))
     }
+    Ok(laid)
 }
 
 /// Whose disk is about to become a snapshot's, in `before.json`: should the daemon die before the VM's

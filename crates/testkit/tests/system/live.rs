@@ -15,6 +15,20 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// Counts in the guest's memory for as long as it lives.
 const COUNT: &str = "nohup sh -c 'i=0; while :; do i=$((i+1)); echo $i > /dev/shm/n; sleep 0.1; done' \
     > /dev/null 2>&1 &";
+/// Writes numbers past the page cache to the disk, each after it has found there the one before, which it has
+/// in memory: should disk and memory be of two moments, it says so in `~/torn`. It writes to memory meanwhile.
+const WRITE: &str = "cat > ~/write <<'END'
+read_back() { dd if=$HOME/disk iflag=direct bs=512 count=1 2>/dev/null | tr -d ' '; }
+i=0
+while :; do
+  printf '%-511d\\n' $i | dd of=$HOME/disk oflag=direct conv=notrunc bs=512 count=1 2>/dev/null
+  [ \"$(read_back)\" = $i ] || echo $i $(read_back) > ~/torn
+  head -c 2M /dev/urandom > /dev/shm/noise
+  [ \"$(read_back)\" = $i ] || echo $i $(read_back) > ~/torn
+  i=$((i+1)); echo $i > /dev/shm/written
+done
+END
+nohup sh ~/write > /dev/null 2>&1 &";
 const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/eth0/address; hostname -I; \
     head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
     timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
@@ -24,6 +38,16 @@ async fn count(client: &Client, vm: &str) -> u64 {
         .await
         .parse()
         .unwrap_or_default()
+}
+
+/// Waits until what writes in a VM has come further.
+async fn writes(client: &Client, vm: &str) {
+    let written = async || says(client, vm, "cat /dev/shm/written || true").await;
+    let before = written().await;
+    wait_until(&format!("{vm} writes on"), LIMIT, async || {
+        written().await != before
+    })
+    .await;
 }
 
 /// Waits until what counts in a VM has come further.
@@ -61,6 +85,8 @@ async fn forks_go_on_where_their_source_was() {
     )
     .await;
     counts(&client, &source).await;
+    says(&client, &source, WRITE).await;
+    writes(&client, &source).await;
 
     let fork = ["vm", "fork", "--live", "source", "--count", "2", "--wait"];
     let said = daemon.cli(&fork).await;
@@ -80,6 +106,14 @@ async fn forks_go_on_where_their_source_was() {
         seen.extend(lines[1..].to_vec());
         let files = says(&client, vm, "cat ~/file /dev/shm/note").await;
         assert_eq!(files, "before\nbefore", "{vm}");
+        writes(&client, vm).await;
+        let torn = says(
+            &client,
+            vm,
+            "pkill -f ~/write; cat ~/torn 2>/dev/null; true",
+        )
+        .await;
+        assert_eq!(torn, "", "{vm}");
     }
     let all = seen.len();
     seen.sort();
