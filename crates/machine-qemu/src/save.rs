@@ -7,7 +7,7 @@ use crate::vm::QemuMachine;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slicer_channel::Trigger;
-use slicer_machine::{MachineError, MachineSpec, MachineState, StopReason};
+use slicer_machine::{Machine, MachineError, MachineSpec, MachineState, StopReason};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -174,6 +174,13 @@ fn io_failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Mac
     }
 }
 
+/// Whether a machine's memory can be written out while it runs. QEMU before 9 loses some of what an emulated
+/// guest writes meanwhile, by which the guest is wrecked
+/// (<https://gitlab.com/qemu-project/qemu/-/commit/03bfc2188f0>); 10 was seen to be right.
+fn knows_what_is_written(accelerator: Accelerator, version: &Value) -> bool {
+    accelerator == Accelerator::Kvm || version["qemu"]["major"].as_u64() >= Some(10)
+}
+
 /// Opens a saved state.
 pub(crate) async fn open(path: &Path) -> Result<OwnedFd, MachineError> {
     let failed = io_failed("open", path);
@@ -248,6 +255,14 @@ impl QemuMachine {
         path: &Path,
         paused: impl Future<Output = bool>,
     ) -> Result<String, MachineError> {
+        let version = self.command("query-version").await?;
+        if !knows_what_is_written(self.origin.accelerator, &version) {
+            self.pause().await?;
+            if !paused.await {
+                return Err(self.migrate_failed("it was called off".to_owned()));
+            }
+            return self.save_to(path, Kept::Within, false).await;
+        }
         let file = create_new(path).await?;
         let mut migration = self.begin_migration(&file, Kept::Within, true).await?;
         let written = async {
@@ -468,6 +483,15 @@ mod tests {
             accelerator: Accelerator::Tcg,
             hardware: hardware.iter().map(|h| (*h).to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn an_emulated_guest_is_written_while_it_runs_by_those_that_can() {
+        let of = |major| json!({ "qemu": { "major": major, "minor": 0, "micro": 0 } });
+        assert!(knows_what_is_written(Accelerator::Kvm, &of(7)));
+        assert!(knows_what_is_written(Accelerator::Tcg, &of(10)));
+        assert!(!knows_what_is_written(Accelerator::Tcg, &of(7)));
+        assert!(!knows_what_is_written(Accelerator::Tcg, &json!({})));
     }
 
     #[test]
