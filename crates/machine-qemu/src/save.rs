@@ -27,8 +27,9 @@ const FINALIZE_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes a second at which a guest is written: as fast as it goes.
 const BANDWIDTH: u64 = 1 << 40;
 /// How long a guest that runs while it is written may be paused for what it has written to since, ms: when
-/// less than that is left, it is paused.
-const DOWNTIME_MS: u64 = 30;
+/// less than that is left, it is paused. QEMU takes what it wrote of late for its speed, so that the
+/// pause is far shorter.
+const DOWNTIME_MS: u64 = 150;
 /// One that writes faster than its memory can be written out is paused after so long, whatever is left.
 const CONVERGE_TIME: Duration = Duration::from_secs(3);
 /// The longest pause that can be asked for, ms.
