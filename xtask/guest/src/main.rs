@@ -2,7 +2,8 @@
 //! measured is the channel.
 //!
 //! `port NAME` serves the virtio-serial port of that name, `channel NAME` every stream of the guest
-//! channel on such a port, `tcp PORT` a listener on loopback. Whoever is at the other end sends
+//! channel on such a port, `tcp PORT` a listener on loopback. `echo PORT COUNT` says, in nanoseconds each, how
+//! long a byte takes to another program in the guest and back, by TCP on that port. Whoever is at the other end sends
 //! requests of nine bytes, an operation and a count of bytes (big-endian), one after the other.
 #![deny(unsafe_code)]
 
@@ -11,12 +12,16 @@ mod channel;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes read or written at once: no less than any pipe on the way takes.
 const PIECE: usize = 128 << 10;
+/// How long a listener may take until it is there.
+const START_TIME: Duration = Duration::from_secs(10);
 /// The answer when all was taken.
 const DONE: &[u8] = b"!";
 /// Where what is to be kept goes.
@@ -28,8 +33,9 @@ fn main() -> ExitCode {
         ["port", name] => serve_port(name),
         ["channel", name] => channel::serve(name),
         ["tcp", port] => serve_tcp(port),
+        ["echo", port, count] => echo(port, count),
         _ => Err(io::Error::other(
-            "usage: port NAME | channel NAME | tcp PORT",
+            "usage: port NAME | channel NAME | tcp PORT | echo PORT COUNT",
         )),
     };
     match served {
@@ -71,6 +77,49 @@ fn serve_tcp(port: &str) -> io::Result<()> {
         let _ = serve(&stream, &stream);
     }
     Ok(())
+}
+
+/// Asks a listener of its own.
+fn echo(port: &str, count: &str) -> io::Result<()> {
+    let address = ("127.0.0.1", port.parse::<u16>().map_err(io::Error::other)?);
+    let count: u64 = count.parse().map_err(io::Error::other)?;
+    let mut server = Command::new(env::current_exe()?)
+        .args(["tcp", port])
+        .spawn()?;
+    let asked = connect(address).and_then(|stream| ask(stream, count));
+    server.kill()?;
+    server.wait()?;
+    let mut out = io::stdout().lock();
+    for time in asked? {
+        writeln!(out, "{}", time.as_nanos())?;
+    }
+    Ok(())
+}
+
+/// Connects to what is just being started.
+fn connect(address: (&str, u16)) -> io::Result<TcpStream> {
+    let start = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Err(_) if start.elapsed() < START_TIME => thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+}
+
+fn ask(mut stream: TcpStream, count: u64) -> io::Result<Vec<Duration>> {
+    stream.set_nodelay(true)?;
+    stream.write_all(b"e")?;
+    stream.write_all(&count.to_be_bytes())?;
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        let mut byte = [7];
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
 }
 
 /// Answers requests until there are no more.

@@ -449,6 +449,12 @@ fn of_forward(forward: &forward::Samples) -> Vec<Bar> {
             3.0,
         ),
         Bar::note(
+            "forward echo, least",
+            "a byte to and fro on a raw guest channel, and on between two programs of the guest by TCP / \
+             the first alone",
+            Estimate::of_ratios(&least_echo(forward), &forward.raw_echo),
+        ),
+        Bar::note(
             "forward in, own",
             "bytes into a VM by slicer vm forward / on our own channel",
             Estimate::of_ratios(&forward.forward_in, &forward.channel_in),
@@ -464,6 +470,12 @@ fn of_forward(forward: &forward::Samples) -> Vec<Bar> {
             Estimate::of_ratios(&forward.forward_echo, &forward.channel_echo),
         ),
     ]
+}
+
+/// What a byte to and fro takes by whatever forwards it to a program that listens on TCP.
+fn least_echo(forward: &forward::Samples) -> Vec<f64> {
+    let both = forward.raw_echo.iter().zip(&forward.guest_echo);
+    both.map(|(channel, tcp)| channel + tcp).collect()
 }
 
 fn of_connect(connect: &connect::Samples) -> Vec<Bar> {

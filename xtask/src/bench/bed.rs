@@ -37,7 +37,7 @@ const RAW_PORT: &str = "slicer.raw";
 /// While a file of this name is there, a VM is made as QEMU makes it when asked for no more.
 const PLAIN: &str = "plain";
 /// Where the guest's end of the measurements is.
-const TOOL: &str = "/usr/local/bin/slicer-bench-guest";
+pub(super) const TOOL: &str = "/usr/local/bin/slicer-bench-guest";
 /// Its listener on the guest's loopback.
 pub(super) const TCP_PORT: u16 = 7007;
 /// How long the guest may take to start all that it starts, and to answer by ssh.

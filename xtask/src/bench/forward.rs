@@ -1,12 +1,12 @@
 //! A TCP connection forwarded into a VM, the raw guest channel, and the product's channel and port
 //! that are below it.
 
-use super::bed::{Bed, TCP_PORT};
+use super::bed::{Bed, TCP_PORT, TOOL};
 use super::median;
 use super::pipe::Pipe;
 use super::plan::Rounds;
 use crate::text::say;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -16,6 +16,8 @@ use tokio::process::Child;
 
 /// Bytes sent to and fro to measure latency, before the other way is measured.
 const BLOCK: u32 = 100;
+/// Where a program of the guest listens that another one of it asks.
+const ECHO_PORT: u16 = 7008;
 
 /// Times in seconds.
 #[derive(Debug, Default, Serialize)]
@@ -47,6 +49,8 @@ pub(crate) struct Samples {
     pub(crate) channel_echo: Vec<f64>,
     /// A byte over the bare port and back.
     pub(crate) port_echo: Vec<f64>,
+    /// A byte between two programs of the guest, by TCP, and back.
+    pub(crate) guest_echo: Vec<f64>,
 }
 
 impl Samples {
@@ -68,11 +72,12 @@ impl Samples {
             ),
             format!(
                 "a byte to and fro: forward {:.0} µs, raw {:.0} µs, channel {:.0} µs, \
-                 bare port {:.0} µs",
+                 bare port {:.0} µs; between two programs of the guest, by TCP, {:.0} µs",
                 1e6 * median(&self.forward_echo),
                 1e6 * median(&self.raw_echo),
                 1e6 * median(&self.channel_echo),
                 1e6 * median(&self.port_echo),
+                1e6 * median(&self.guest_echo),
             ),
         ]
     }
@@ -115,6 +120,7 @@ pub(crate) async fn measure(
         for product in [block % 2 == 0, block % 2 != 0] {
             if product {
                 samples.forward_echo.extend(forward.pipe.echo(BLOCK).await?);
+                samples.guest_echo.extend(guest_echo(bed).await?);
             } else {
                 samples.raw_echo.extend(bed.raw.echo(BLOCK).await?);
                 samples.channel_echo.extend(bed.stream.echo(BLOCK).await?);
@@ -124,6 +130,21 @@ pub(crate) async fn measure(
     }
     forward.command.kill().await?;
     Ok(samples)
+}
+
+/// Seconds a byte takes from one program of the guest to another and back, by the guest's clock.
+async fn guest_echo(bed: &Bed) -> Result<Vec<f64>> {
+    let line = format!("{TOOL} echo {ECHO_PORT} {BLOCK}");
+    let args = ["vm", "exec", "{}", "--", line.as_str()];
+    let out = bed.slicer(&args)?.output().await;
+    let out = out.context("cannot run slicer")?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    let times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| Some(line.parse::<f64>().ok()? / 1e9))
+        .collect();
+    ensure!(times.len() == BLOCK as usize, "{line} says {text:?}");
+    Ok(times)
 }
 
 /// A running `slicer vm forward`, with one connection through it.
