@@ -61,8 +61,8 @@ pub(crate) fn kernel_args(arch: Arch) -> &'static str {
     }
 }
 
-/// What the kernel of an emulated guest is told besides. What mitigates the faults of real processors
-/// does nothing on one that is emulated, and takes its time. Where QEMU translates code for each
+/// What the kernel of an emulated guest is told besides. What mitigates the faults of processors
+/// is made for code that one runs as it is, which an emulated guest's isn't, and takes its time. Where QEMU translates code for each
 /// address that it runs at, a program that starts at another one each time is translated each time, which
 /// makes a command take more than twice as long.
 pub(crate) fn emulated_kernel_args(version: Option<Version>) -> &'static str {
@@ -98,8 +98,8 @@ pub(crate) fn base(arch: Arch, accel: Accelerator, cpus: u32, memory_bytes: u64)
     match (arch, accel) {
         (_, Accelerator::Kvm) => push(&["-accel", "kvm", "-cpu", "host"]),
         // Told of "enhanced rep movsb", a guest copies and clears all its memory with it, and it is
-        // emulated byte by byte. Without that, "fast short rep movsb", which QEMU has from 8.1 on, must
-        // not be there either: Linux before 6.3 then copies nothing, and faults forever.
+        // emulated byte by byte. Without that, "fast short rep movsb", which QEMU 10 has, must not be
+        // there either: Linux 6.1 then faults forever.
         (Arch::X86_64, Accelerator::Tcg) => {
             let cpu = "max,erms=off,fsrm=off";
             push(&["-accel", "tcg,thread=multi", "-cpu", cpu]);

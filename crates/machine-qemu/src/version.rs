@@ -1,6 +1,7 @@
 //! Which QEMU it is, as far as it matters to how guests are started.
 
 use crate::process::{Spawner, Start};
+use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -52,6 +53,19 @@ impl Version {
         Some(Self { major })
     }
 
+    /// From the answer to QMP's `query-version`.
+    pub(crate) fn from_qmp(answer: &Value) -> Option<Self> {
+        let major = answer["qemu"]["major"].as_u64()?.try_into().ok()?;
+        Some(Self { major })
+    }
+
+    /// Whether it knows of all that an emulated guest writes while its memory is written out. Before 9 it
+    /// missed some, by which the guest was wrecked
+    /// (<https://gitlab.com/qemu-project/qemu/-/commit/03bfc2188f0>); 10 was seen to be right.
+    pub(crate) fn knows_what_is_written(self) -> bool {
+        self.major >= 10
+    }
+
     /// Whether it translates the same guest code again for each address a program is loaded at. QEMU 10
     /// does not; those before had stopped sharing translations in their releases of January 2024, for a
     /// bug.
@@ -64,6 +78,7 @@ impl Version {
 mod tests {
     use super::*;
     use crate::args::emulated_kernel_args;
+    use serde_json::json;
 
     #[test]
     fn the_version_is_read_off_the_first_line() {
@@ -81,6 +96,14 @@ mod tests {
             assert_eq!(Version::parse(other), None, "{other}");
         }
     }
+    #[test]
+    fn a_guest_is_written_while_it_runs_by_those_that_can() {
+        let of = |major| Version::from_qmp(&json!({ "qemu": { "major": major } }));
+        assert!(of(10).unwrap().knows_what_is_written());
+        assert!(!of(7).unwrap().knows_what_is_written());
+        assert_eq!(Version::from_qmp(&json!({})), None);
+    }
+
     #[test]
     fn addresses_are_random_where_that_costs_nothing() {
         let args = |text| emulated_kernel_args(Version::parse(text));

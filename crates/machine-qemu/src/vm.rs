@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use slicer_machine::{
     Disk, GuestStream, HostMemory, Machine, MachineError, MachineSpec, MachineState, Network,
-    Paused, StopReason,
+    StopReason, WhilePaused,
 };
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -275,7 +275,11 @@ impl Machine for QemuMachine {
         self.save_to(memory, Kept::Within, true).await
     }
 
-    async fn snapshot(&self, memory: &Path, paused: Paused<'_>) -> Result<String, MachineError> {
+    async fn snapshot(
+        &self,
+        memory: &Path,
+        paused: WhilePaused<'_>,
+    ) -> Result<String, MachineError> {
         self.snapshot_to(memory, paused).await
     }
 

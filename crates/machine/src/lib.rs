@@ -178,7 +178,7 @@ fn no_snapshot() -> MachineError {
 }
 
 /// What is done while a VM is paused for [`Machine::snapshot`]. It says whether to go on with it.
-pub type Paused<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+pub type WhilePaused<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
 /// A VM that was launched. Dropping it kills the VM.
 #[async_trait]
@@ -224,7 +224,11 @@ pub trait Machine: Send + Sync {
     ///
     /// # Errors
     /// [`MachineError::Unsupported`] where the backend can't. Whatever the error, the file is worthless.
-    async fn snapshot(&self, memory: &Path, paused: Paused<'_>) -> Result<String, MachineError> {
+    async fn snapshot(
+        &self,
+        memory: &Path,
+        paused: WhilePaused<'_>,
+    ) -> Result<String, MachineError> {
         let _ = (memory, paused);
         Err(no_snapshot())
     }

@@ -2,8 +2,8 @@
 //! measured is the channel.
 //!
 //! `port NAME` serves the virtio-serial port of that name, `channel NAME` every stream of the guest
-//! channel on such a port, `tcp PORT` a listener on loopback. `echo PORT COUNT` says, in nanoseconds each, how
-//! long a byte takes to another program in the guest and back, by TCP on that port. Whoever is at the other end sends
+//! channel on such a port, `tcp PORT` a listener on loopback. `echo COUNT` says, in nanoseconds each, how long
+//! a byte takes from another program in the guest and back, by TCP. Whoever is at the other end sends
 //! requests of nine bytes, an operation and a count of bytes (big-endian), one after the other.
 #![deny(unsafe_code)]
 
@@ -15,13 +15,10 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Bytes read or written at once: no less than any pipe on the way takes.
 const PIECE: usize = 128 << 10;
-/// How long a listener may take until it is there.
-const START_TIME: Duration = Duration::from_secs(10);
 /// The answer when all was taken.
 const DONE: &[u8] = b"!";
 /// Where what is to be kept goes.
@@ -33,9 +30,10 @@ fn main() -> ExitCode {
         ["port", name] => serve_port(name),
         ["channel", name] => channel::serve(name),
         ["tcp", port] => serve_tcp(port),
-        ["echo", port, count] => echo(port, count),
+        ["echo", count] => echo(count),
+        ["ask", port, count] => ask_port(port, count),
         _ => Err(io::Error::other(
-            "usage: port NAME | channel NAME | tcp PORT | echo PORT COUNT",
+            "usage: port NAME | channel NAME | tcp PORT | echo COUNT",
         )),
     };
     match served {
@@ -79,32 +77,28 @@ fn serve_tcp(port: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks a listener of its own.
-fn echo(port: &str, count: &str) -> io::Result<()> {
-    let address = ("127.0.0.1", port.parse::<u16>().map_err(io::Error::other)?);
-    let count: u64 = count.parse().map_err(io::Error::other)?;
-    let mut server = Command::new(env::current_exe()?)
-        .args(["tcp", port])
+/// Answers a program of its own that asks.
+fn echo(count: &str) -> io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = listener.local_addr()?.port().to_string();
+    let mut asks = Command::new(env::current_exe()?)
+        .args(["ask", port.as_str(), count])
         .spawn()?;
-    let asked = connect(address).and_then(|stream| ask(stream, count));
-    server.kill()?;
-    server.wait()?;
+    let (stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    serve(&stream, &stream)?;
+    asks.wait().map(drop)
+}
+
+fn ask_port(port: &str, count: &str) -> io::Result<()> {
+    let port: u16 = port.parse().map_err(io::Error::other)?;
+    let count = count.parse().map_err(io::Error::other)?;
+    let times = ask(TcpStream::connect(("127.0.0.1", port))?, count)?;
     let mut out = io::stdout().lock();
-    for time in asked? {
+    for time in times {
         writeln!(out, "{}", time.as_nanos())?;
     }
     Ok(())
-}
-
-/// Connects to what is just being started.
-fn connect(address: (&str, u16)) -> io::Result<TcpStream> {
-    let start = Instant::now();
-    loop {
-        match TcpStream::connect(address) {
-            Err(_) if start.elapsed() < START_TIME => thread::sleep(Duration::from_millis(10)),
-            other => return other,
-        }
-    }
 }
 
 fn ask(mut stream: TcpStream, count: u64) -> io::Result<Vec<Duration>> {

@@ -10,14 +10,15 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Child;
 
 /// Bytes sent to and fro to measure latency, before the other way is measured.
 const BLOCK: u32 = 100;
-/// Where a program of the guest listens that another one of it asks.
-const ECHO_PORT: u16 = 7008;
+/// How long two programs of the guest may take for a block.
+const GUEST_TIME: Duration = Duration::from_mins(1);
 
 /// Times in seconds.
 #[derive(Debug, Default, Serialize)]
@@ -134,9 +135,11 @@ pub(crate) async fn measure(
 
 /// Seconds a byte takes from one program of the guest to another and back, by the guest's clock.
 async fn guest_echo(bed: &Bed) -> Result<Vec<f64>> {
-    let line = format!("{TOOL} echo {ECHO_PORT} {BLOCK}");
+    let line = format!("{TOOL} echo {BLOCK}");
     let args = ["vm", "exec", "{}", "--", line.as_str()];
-    let out = bed.slicer(&args)?.output().await;
+    let mut command = bed.slicer(&args)?;
+    let out = tokio::time::timeout(GUEST_TIME, command.output()).await;
+    let out = out.with_context(|| format!("{line} hangs"))?;
     let out = out.context("cannot run slicer")?;
     let text = String::from_utf8_lossy(&out.stdout);
     let times: Vec<f64> = text

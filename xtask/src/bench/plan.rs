@@ -148,7 +148,7 @@ impl Args {
         if self.quick { quick } else { full }
     }
 
-    /// What these ask for. On two processors that emulate their guests it takes some 18 minutes.
+    /// What these ask for. On two processors that emulate their guests it takes some 20 minutes.
     pub(crate) fn plan(&self) -> Plan {
         let (pairs, time) = (self.pairs, self.time);
         let rounds = |most: u32, least: u32, seconds: f64| {
