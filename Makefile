@@ -46,7 +46,11 @@ CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 FUZZ_TARGETS := $(shell sed -n 's/^path = "targets\/\(.*\)\.rs"$$/\1/p' fuzz/Cargo.toml)
 FUZZ_SECONDS := 20
 FUZZ_DIR := $(CURDIR)/target/fuzz
-XTASK := cargo run -q --locked --release -p xtask --
+# Cargo builds a library once for all packages it is told of, with the features they want together,
+# and again when it is told of others. What needs most of them, the tests, has it build all at once.
+TOGETHER ?=
+EVERYTHING := $(addprefix -p ,slicer-cli slicer-daemon slicer-tray slicer-testkit xtask) --test system --test soak
+XTASK = $(if $(TOGETHER),target/release/xtask,cargo run -q --locked --release -p xtask --)
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 RUN_TESTS := cargo $(if $(NEXTEST),nextest run,test) --locked
@@ -64,6 +68,7 @@ demo: deps ## Show a sandbox end to end: build, boot, use, delete
 	$(XTASK) demo
 
 .PHONY: test
+test system: export TOGETHER := $(EVERYTHING)
 test: deps agents lint build tray for-macs-and-images unit system ## Everything a change must pass
 
 # Making images takes one processor and the network, so the compiler has the other meanwhile.
@@ -122,11 +127,11 @@ agents: ## Build it for guests of every architecture
 
 .PHONY: build
 build: agent ## Build slicer and slicer-mac, optimised, into target/release
-	cargo build --locked --release -p slicer-cli -p slicer-daemon
+	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) --bins,-p slicer-cli -p slicer-daemon)
 
 .PHONY: tray
 tray: ## Build slicer-tray, the menu in the bar, optimised, into target/release
-	cargo build --locked --release -p slicer-tray
+	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) --bins,-p slicer-tray)
 
 .PHONY: image
 image: ## Build the default guest image and kernel into target/guest
@@ -222,7 +227,7 @@ unit: agent $(REGISTRY) ## Run the tests that need no VM
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
 system: agents build tray docker-image minimal-image foreign-kernel quick-dist $(REGISTRY) $(BUSYBOX) $(FOREIGN_BUSYBOX) schemathesis node desktop ## Run the tests that boot VMs with the programs users get
-	cargo test --locked --release -p slicer-testkit
+	cargo test --locked --release $(TOGETHER)
 
 .PHONY: soak
 soak: build minimal-image ## Do at random what users do for MINUTES, or what SEED did again
