@@ -1,10 +1,11 @@
 //! Commits of VMs, and forks of commits, as the API asks for them.
 
 use crate::DaemonError;
+use crate::admission::check_size;
 use crate::commits::{self, CommitRecord};
 use crate::network::check_override;
 use crate::record::{VmRecord, draw_mac};
-use crate::supervisor::{Supervisor, check_size};
+use crate::supervisor::Supervisor;
 use crate::tags;
 use crate::vm::{Phase, VmHandle};
 use slicer_api::{ApiError, CommitRequest, Fixup, ForkRequest, NetworkPolicy, TagMode, Timestamp};
@@ -65,8 +66,12 @@ impl Supervisor {
                 return Err(commits::still_needed(&id, &format!("VM {vm}")));
             }
             let work = shared.clone();
-            let removed =
-                tokio::task::spawn_blocking(move || work.commits.remove(&work.work, &id)).await;
+            let job = move || {
+                work.commits.remove(&work.work, &id)?;
+                work.templates.tidy();
+                Ok(())
+            };
+            let removed = tokio::task::spawn_blocking(job).await;
             removed.unwrap_or_else(|_| Err(ApiError::internal("cannot remove a commit")))
         });
         removed

@@ -2,6 +2,7 @@
 //! API through which more come and go. Its binary is `slicer-mac`.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod agents;
 mod attend;
 mod bases;

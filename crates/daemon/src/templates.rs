@@ -95,7 +95,7 @@ impl Templates {
             });
             match found {
                 Some(template) => this.insert(template, false),
-                None => this.clear(&place)?,
+                None => drop(this.clear(&place)?),
             }
         }
         this.tidy();
@@ -207,13 +207,16 @@ impl Templates {
     /// Blocks.
     pub(crate) fn tidy(&self) {
         // One that goes may be the last that reads from another.
-        while !self.lingering().is_empty() {
-            let left = std::mem::take(&mut *self.lingering());
-            let before = left.len();
-            for dir in left {
-                self.clear_or_warn(&Place::new(dir));
-            }
-            if self.lingering().len() >= before {
+        loop {
+            let left = self.lingering().clone();
+            let went = left.into_iter().filter(|dir| {
+                let place = Place::new(dir.clone());
+                self.clear(&place).unwrap_or_else(|e| {
+                    warn!("{e}");
+                    false
+                })
+            });
+            if went.count() == 0 {
                 return;
             }
         }
@@ -227,8 +230,10 @@ impl Templates {
     }
 
     /// Removes what there is at a place, but for a disk that others read from. It is no template from the
-    /// first step on.
-    fn clear(&self, place: &Place) -> Result<(), DaemonError> {
+    /// first step on. Whether nothing is left.
+    fn clear(&self, place: &Place) -> Result<bool, DaemonError> {
+        // Of two who look whether anybody reads from a disk, the second sees that the first was the last.
+        let mut lingering = self.lingering();
         let remove = |path: &std::path::Path| {
             files::remove(path).map_err(|e| DaemonError::io("remove", path)(e))
         };
@@ -248,10 +253,12 @@ impl Templates {
                 .map_or(true, |all| all.contains(&disk));
         if is_read {
             debug!("{}: VMs still read from it", disk.display());
-            self.lingering().insert(place.dir().to_owned());
-            return Ok(());
+            lingering.insert(place.dir().to_owned());
+            return Ok(false);
         }
-        files::remove_tree(place.dir()).map_err(DaemonError::io("remove", place.dir()))
+        files::remove_tree(place.dir()).map_err(DaemonError::io("remove", place.dir()))?;
+        lingering.remove(place.dir());
+        Ok(true)
     }
 
     /// Removes those of a shape's group that are of another image, or booted from other files. Blocks.
@@ -320,6 +327,8 @@ mod tests {
     use super::*;
     use crate::templates::record::sample;
     use std::fs::File;
+    use std::sync::Barrier;
+    use std::thread;
 
     fn store() -> (tempfile::TempDir, Templates) {
         let dir = tempfile::tempdir().unwrap();
@@ -384,5 +393,40 @@ mod tests {
         fs::remove_file(overlay).unwrap();
         store.tidy();
         assert!(!place.dir().exists());
+    }
+
+    #[test]
+    fn those_who_leave_at_once_leave_nothing() {
+        const FILES: usize = 200;
+        for round in 0..30 {
+            let (dir, store) = store();
+            put(&store, "tpl-1");
+            let disk = store.place("tpl-1").disk();
+            File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+            let overlays = ["sbox-1.img", "sbox-2.img"].map(|name| dir.path().join(name));
+            for overlay in &overlays {
+                slicer_image::overlay_disk(&disk, slicer_image::FileFormat::Raw, overlay).unwrap();
+            }
+            // What takes time to be looked through.
+            let file = |n: usize| dir.path().join(n.to_string());
+            for n in 0..FILES {
+                fs::write(file(n), "").unwrap();
+            }
+            store.remove("tpl-1").unwrap();
+            let (start, store) = (&Barrier::new(overlays.len()), &store);
+            thread::scope(|scope| {
+                for (overlay, waits) in overlays.iter().zip([0, round * FILES / 15]) {
+                    scope.spawn(move || {
+                        start.wait();
+                        for n in 0..waits {
+                            fs::read(file(n % FILES)).unwrap();
+                        }
+                        fs::remove_file(overlay).unwrap();
+                        store.tidy();
+                    });
+                }
+            });
+            assert!(!store.place("tpl-1").dir().exists(), "round {round}");
+        }
     }
 }

@@ -6,6 +6,7 @@ mod commit;
 mod disk;
 mod export;
 mod handle;
+mod identity;
 mod launch;
 pub(crate) mod live;
 mod reset;
@@ -18,7 +19,7 @@ pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
 use crate::DaemonError;
-use crate::attend::{self, Attendant, Grant};
+use crate::attend::{Attendant, Grant};
 use crate::config::NetworkConfig;
 use crate::console;
 use crate::error::FREE_SPACE;
@@ -26,18 +27,13 @@ use crate::forwards::Mappings;
 use crate::guest;
 use crate::images::GroupImage;
 use crate::record::{DiskKind, Origin, VmRecord};
-use crate::shares::for_guest;
 use crate::supervisor::Shared;
 use crate::tags;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use handle::{Command, Reply};
 use launch::{import_keys, launch};
 use live::Snapshot;
-use slicer_api::{
-    ApiError, Entrypoint, Identity, NetworkIdentity, Renewal, ShutdownAction, TagsChange,
-};
-use slicer_machine::{MacAddress, Machine, MachineError, MachineState, StopReason};
+use slicer_api::{ApiError, Entrypoint, Identity, ShutdownAction, TagsChange};
+use slicer_machine::{Machine, MachineError, MachineState, StopReason};
 use slicer_network::NetworkError;
 use spare::Spare;
 use std::net::Ipv4Addr;
@@ -49,8 +45,6 @@ use tracing::{info, warn};
 
 /// How long a guest may take to power off when asked.
 pub(crate) const SHUTDOWN_TIME: Duration = Duration::from_secs(90);
-/// Bytes by which the random numbers of a clone become its own.
-const SEED: usize = 64;
 /// How long that is when somebody waits to start it again.
 const RELAUNCH_TIME: Duration = Duration::from_secs(30);
 
@@ -756,50 +750,14 @@ impl Vm {
     }
 
     fn identity(&self) -> Identity {
-        Identity {
-            hostname: self.record.guest_hostname().to_owned(),
-            clock_unix_nanos: attend::clock(),
-            network: Some(network_identity(&self.record, &self.network, &self.dns)),
-            ssh_keys: self.record.ssh_keys.clone(),
-            imported_keys: self.record.imported_keys.clone().unwrap_or_default(),
-            userdata: Some(self.record.userdata.clone()).filter(|u| !u.is_empty()),
-            entrypoint: self.record.entrypoint.clone(),
-            shares: for_guest(
-                &self.image.group().shares,
-                self.shared.hypervisor.capabilities(),
-            ),
-            rosetta: self.image.group().rosetta,
-            renewal: renewal(&self.record),
-        }
+        identity::of(
+            &self.record,
+            &self.shared,
+            &self.image,
+            &self.network,
+            &self.dns,
+        )
     }
-}
-
-/// What a guest is told of its network.
-fn network_identity(
-    record: &VmRecord,
-    network: &NetworkConfig,
-    dns: &[Ipv4Addr],
-) -> NetworkIdentity {
-    NetworkIdentity {
-        mac: record.mac().to_string(),
-        address: record.ip,
-        prefix: network.prefix,
-        gateway: network.gateway,
-        dns: dns.to_vec(),
-    }
-}
-
-/// What a clone needs to become one of its own.
-fn renewal(record: &VmRecord) -> Option<Renewal> {
-    let origin = record.template.as_ref()?;
-    let mut seed = [0; SEED];
-    let drawn = getrandom::fill(&mut seed);
-    Some(Renewal {
-        id: record.mac().to_string(),
-        // An agent takes no clone for ready that has none.
-        seed: drawn.map_or_else(|_| String::new(), |()| BASE64.encode(seed)),
-        mac: MacAddress(origin.mac).to_string(),
-    })
 }
 
 async fn bring_up(mut attendant: Attendant) -> Progress {

@@ -2,6 +2,7 @@
 
 use super::record::{Made, Place, Shape, Template};
 use crate::attend;
+use crate::error::FREE_SPACE;
 use crate::guest::{self, GuestError};
 use crate::images::{GroupImage, Prepared};
 use crate::record::{VmRecord, draw_id};
@@ -86,8 +87,12 @@ impl Maker {
             };
             let ended = matches!(made, Err(None));
             if let Err(why) = made {
-                if let Some(e) = why {
-                    warn!("group {group}: no template: {e}");
+                match why {
+                    Some(e) if e.is_disk_full() => {
+                        warn!("group {group}: no template: {e}: {FREE_SPACE}");
+                    }
+                    Some(e) => warn!("group {group}: no template: {e}"),
+                    None => {}
                 }
                 let shared = self.shared.clone();
                 let cleared = spawn_blocking(move || shared.templates.clear(&place)).await;

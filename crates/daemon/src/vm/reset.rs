@@ -23,8 +23,13 @@ impl Vm {
             )));
         }
         self.check_unleased()?;
-        let work = self.shared.work.clone();
-        let removed = tokio::task::spawn_blocking(move || remove_disk(&work, &name)).await;
+        let shared = self.shared.clone();
+        let job = move || {
+            remove_disk(&shared.work, &name)?;
+            shared.templates.tidy();
+            Ok(())
+        };
+        let removed = tokio::task::spawn_blocking(job).await;
         let removed = removed.unwrap_or(Err(DaemonError::Internal("removing a disk")));
         removed.map_err(|e| e.to_api())?;
         // A daemon that dies before this is written finds a VM without a disk, which is as good.

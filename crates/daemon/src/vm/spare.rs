@@ -1,9 +1,8 @@
 //! A VM that was booted ahead, and that nobody has yet: its guest has no identity.
 
 use super::launch::launch;
-use super::{DiskGate, Launched, remove_files};
+use super::{DiskGate, Launched, identity, remove_files};
 use crate::DaemonError;
-use crate::attend;
 use crate::config::NetworkConfig;
 use crate::files;
 use crate::guest;
@@ -11,7 +10,6 @@ use crate::images::GroupImage;
 use crate::record::VmRecord;
 use crate::supervisor::Shared;
 use crate::workdir::WorkDir;
-use slicer_api::{Identity, Renewal};
 use slicer_machine::{Machine, MachineState};
 use std::fs;
 use std::net::Ipv4Addr;
@@ -22,8 +20,6 @@ use tracing::warn;
 
 /// What no VM's name has in it, and a spare's has.
 const MARK: char = '+';
-/// The hostname of a spare until it has one.
-const NOBODY: &str = "sandbox";
 /// How long a spare may take until its agent is there.
 const BOOT_TIME: Duration = Duration::from_mins(10);
 
@@ -69,7 +65,8 @@ impl Spare {
             ..record
         };
         // One who becomes somebody for the second time does so sooner.
-        let rehearsed = guest::rehearse(&*machine, &nobody(&record, image, network)).await;
+        let rehearsed =
+            guest::rehearse(&*machine, &identity::of_nobody(&record, image, network)).await;
         if let Err(e) = rehearsed {
             warn!("{}: it is not rehearsed: {e}", record.hostname);
         }
@@ -156,22 +153,6 @@ impl Spare {
     }
 }
 
-/// An identity that is nobody's, as like as can be to that which a launch gives a spare.
-fn nobody(record: &VmRecord, image: &GroupImage, network: &NetworkConfig) -> Identity {
-    let dns = &image.group().dns_servers;
-    Identity {
-        hostname: NOBODY.to_owned(),
-        clock_unix_nanos: attend::clock(),
-        network: Some(super::network_identity(record, network, dns)),
-        renewal: super::renewal(record).map(|renewal| Renewal {
-            // No longer than the one that comes, which is written over it.
-            id: "rehearsed".to_owned(),
-            ..renewal
-        }),
-        ..Identity::default()
-    }
-}
-
 /// Gives a spare's files another name. What tells the next daemon of its process goes first: with it
 /// the rest is the other VM's.
 fn rename(work: &WorkDir, from: &str, to: &str) -> Result<(), DaemonError> {
@@ -217,11 +198,12 @@ impl Hold {
     fn give_up(&mut self) -> Option<JoinHandle<()>> {
         let name = self.name.take()?;
         self.shared.release_address(self.ip);
-        let (work, gate) = (self.shared.work.clone(), self.gate.clone());
+        let (shared, gate) = (self.shared.clone(), self.gate.clone());
         // Its disk may be in the making. What of this the daemon's end cuts short is left to the next.
         Some(tokio::task::spawn_blocking(move || {
-            if let Err(e) = gate.close(|| remove_files(&work, &name)) {
-                warn!("{name}: {e}");
+            match gate.close(|| remove_files(&shared.work, &name)) {
+                Ok(()) => shared.templates.tidy(),
+                Err(e) => warn!("{name}: {e}"),
             }
         }))
     }

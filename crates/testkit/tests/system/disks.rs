@@ -6,9 +6,12 @@
 
 use crate::foreign::{busybox, persistent, root};
 use crate::lifecycle::{check_disk, ready, sandbox};
+use crate::template::{cloned, directories, made, minimal};
 use crate::tests;
 use libtest_mimic::Trial;
-use slicer_api::{CommitRequest, DiskFormat, ExecRequest, NodeStatus, ShutdownAction};
+use slicer_api::{
+    CommitRequest, CreateNode, DiskFormat, ExecRequest, NodeStatus, ShutdownAction, Wait,
+};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs::{self, File};
@@ -25,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_is_deleted_is_given_back,
         whole_disks_are_exported,
         a_full_host_is_waited_for,
+        a_template_without_room_costs_a_boot,
     )
 }
 
@@ -326,7 +330,7 @@ async fn interrupted(daemon: &TestDaemon, vm: &str) {
     assert!(!daemon.dir().join("late.img").exists());
 }
 
-async fn off(client: &Client, vm: &str) {
+pub(crate) async fn off(client: &Client, vm: &str) {
     client.shutdown(vm, ShutdownAction::Shutdown).await.unwrap();
     wait_until("it is off", BOOT, async || {
         client.node(vm).await.unwrap().node.status == NodeStatus::Stopped
@@ -384,6 +388,56 @@ async fn a_full_host_is_waited_for() {
     let check = "echo 3 > /proc/sys/vm/drop_caches && sha256sum -c /sum";
     assert_eq!(root(&client, &vm, check).await, "/big: OK");
     assert!(daemon.log().contains("runs on"));
+    drop(client);
+    daemon.stop();
+}
+
+/// A host that gets full while a template is made has none, VMs that boot, and one once there is room.
+async fn a_template_without_room_costs_a_boot() {
+    /// What is left to VMs, and is too little for a template's memory.
+    const LEFT: u64 = 48 * MIB;
+    let Some(mounted) = Mounted::of_size("ext4", 4 << 30) else {
+        return;
+    };
+    let mut daemon = TestDaemon::start_at(&mounted.place(), &minimal());
+    let making = || {
+        let mut all = directories(&daemon).into_iter();
+        all.any(|dir| dir.join("memory").exists())
+    };
+    wait_until("a template boots", BOOT, async || making()).await;
+    let fill = mounted.place().join("fill");
+    let file = File::create(&fill).unwrap();
+    let stat = rustix::fs::fstatvfs(&file).unwrap();
+    let size = stat.f_bfree * stat.f_frsize - LEFT;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
+    drop(file);
+    wait_until("it is given up", BOOT, async || {
+        daemon.log().contains("no template: ")
+    })
+    .await;
+    let log = daemon.log();
+    assert!(log.contains("trying once more to make a template"), "{log}");
+    assert!(log.contains("free some space"), "{log}");
+    assert!(directories(&daemon).is_empty());
+    assert!(daemon.processes().is_empty());
+    let launch = async |client: &Client| {
+        let node = CreateNode::default();
+        let launched = client.create_node("sbox", &node, Some(Wait::Agent), Some(BOOT));
+        launched.await.unwrap().hostname
+    };
+    let client = daemon.client();
+    let vm = launch(&client).await;
+    assert!(!cloned(&daemon, &vm));
+    assert_eq!(root(&client, &vm, "hostname").await, vm);
+    client.delete_node("sbox", &vm).await.unwrap();
+    fs::remove_file(fill).unwrap();
+    daemon.terminate();
+    daemon.launch();
+    made(&daemon).await;
+    let client = daemon.client();
+    let vm = launch(&client).await;
+    assert!(cloned(&daemon, &vm));
+    assert_eq!(root(&client, &vm, "hostname").await, vm);
     drop(client);
     daemon.stop();
 }

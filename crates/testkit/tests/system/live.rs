@@ -1,15 +1,19 @@
 //! VMs that go on from where another one was.
 
+use crate::disks::off;
+use crate::foreign::persistent;
+use crate::lifecycle::ready;
 use crate::template;
 use crate::tests;
 use crate::tour::says;
 use libtest_mimic::Trial;
-use slicer_api::{CreateNode, ForkWait, LiveForkRequest, Wait};
+use slicer_api::{CommitRequest, CreateNode, ForkWait, LiveForkRequest, Wait};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, LIMIT, Setup, TestDaemon, soon, wait_until};
+use std::path::PathBuf;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    tests!("live": forks_go_on_where_their_source_was)
+    tests!("live": forks_go_on_where_their_source_was, the_disk_of_a_fork_goes_with_its_last_reader)
 }
 
 /// Counts in the guest's memory for as long as it lives.
@@ -157,6 +161,41 @@ async fn forks_go_on_where_their_source_was() {
     );
     let refused = daemon.cli(&["vm", "fork", "--live", "sbox-9"]).await;
     assert_eq!(refused.code, 1, "{refused:?}");
+    drop(client);
+    daemon.stop();
+}
+
+/// A fork parts its source's disk in two, of which the source goes on with the upper: the lower is there
+/// until its disk, or what it has become, is not.
+async fn the_disk_of_a_fork_goes_with_its_last_reader() {
+    let setup = Setup {
+        warm: false,
+        ..template::minimal()
+    };
+    let daemon = TestDaemon::start(&setup);
+    let client = daemon.client();
+    let source = persistent(&client).await;
+    let fork = async || {
+        let request = LiveForkRequest::default();
+        let forked = client.fork_live(&source, &request, ForkWait::Agent, Some(BOOT));
+        let forked = forked.await.unwrap().vms.remove(0).hostname;
+        client.delete_node("sbox", &forked).await.unwrap();
+        assert_eq!(template::directories(&daemon).len(), 1);
+        off(&client, &source).await;
+    };
+    fork().await;
+    client.reset_disk(&source).await.unwrap();
+    assert_eq!(template::directories(&daemon), Vec::<PathBuf>::new());
+
+    client.relaunch(&source).await.unwrap();
+    ready(&client, &source).await;
+    fork().await;
+    let committed = client.commit(&source, &CommitRequest::default()).await;
+    client.delete_node("sbox", &source).await.unwrap();
+    assert_eq!(template::directories(&daemon).len(), 1);
+    let committed = committed.unwrap().commit_id;
+    client.delete_commit(&committed).await.unwrap();
+    assert_eq!(template::directories(&daemon), Vec::<PathBuf>::new());
     drop(client);
     daemon.stop();
 }

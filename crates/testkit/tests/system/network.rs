@@ -9,9 +9,11 @@ use crate::tests;
 use crate::tour::{says, sh};
 use libtest_mimic::Trial;
 use outside::{HOST, HOST_TOO, NAME, OTHER, Outside, WORLD, run};
-use slicer_api::{CreateNode, NetworkPolicy};
+use slicer_api::{CreateNode, ForkWait, LiveForkRequest, NetworkPolicy};
 use slicer_client::Client;
-use slicer_testkit::{Group, LIMIT, SBOX, Setup, TestDaemon, alive, run_command, soon, wait_until};
+use slicer_testkit::{
+    BOOT, Group, LIMIT, SBOX, Setup, TestDaemon, alive, run_command, soon, wait_until,
+};
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::process::Command;
 
@@ -92,6 +94,13 @@ async fn until_seen(outside: &Outside, vm: Ipv4Addr) {
     .await;
 }
 
+/// Forks a VM while it runs.
+async fn fork(client: &Client, vm: &str) -> String {
+    let request = LiveForkRequest::default();
+    let forked = client.fork_live(vm, &request, ForkWait::Agent, Some(BOOT));
+    forked.await.unwrap().vms.remove(0).hostname
+}
+
 /// What is left of networks is nothing.
 fn check_clean(outside: &Outside) {
     let clean = soon(LIMIT, || {
@@ -154,9 +163,23 @@ async fn bridge() {
         .args([&format!("ubuntu@{one_ip}"), "hostname"]);
     assert_eq!(run_command(ssh, None).await.text(), format!("{one}\n"));
 
-    // A VM that was suspended is on the bridge again.
+    // A fork takes up another place on the bridge, and leaves its source's to it.
     client.delete_node("sbox", &two).await.unwrap();
     assert!(soon(LIMIT, || outside.devices().len() == 2));
+    let forked = fork(&client, &one).await;
+    let forked_ip = check_identity(&client, &forked, "10.77.0.1").await;
+    assert_ne!(forked_ip, one_ip);
+    assert_eq!(outside.devices().len(), 3, "{:?}", outside.devices());
+    until_seen(&outside, forked_ip).await;
+    for vm in [&forked, &one] {
+        assert_eq!(fetch(&client, vm, WORLD, 80).await, host, "{vm}");
+    }
+    let neighbour = fetch(&client, &forked, one_ip, 22).await;
+    assert!(neighbour.is_some_and(|text| text.starts_with("SSH-")));
+    client.delete_node("sbox", &forked).await.unwrap();
+    assert!(soon(LIMIT, || outside.devices().len() == 2));
+
+    // A VM that was suspended is on the bridge again.
     client.suspend(&one).await.unwrap();
     check_clean(&outside);
     let restored = daemon.cli(&["vm", "restore", &one]).await;
@@ -213,7 +236,23 @@ async fn isolated() {
     assert_eq!(node.network.mode, "isolated");
     assert_eq!(node.network.policy_source, "override");
     assert_eq!(node.network.effective, own);
+    assert_eq!(node.network.override_, Some(own.clone()));
+
+    // A fork may no more than its source.
+    let forked = fork(&client, &two).await;
+    let forked_ip = check_identity(&client, &forked, "10.78.0.1").await;
+    assert_ne!(forked_ip, two_ip);
+    let node = client.node(&forked).await.unwrap();
     assert_eq!(node.network.override_, Some(own));
+    let known = Some(forked_ip.to_string());
+    assert_eq!(fetch(&client, &forked, OTHER, 80).await, host);
+    assert_eq!(fetch(&client, &forked, OTHER, 81).await, None);
+    assert_eq!(fetch(&client, &forked, WORLD, 80).await, None);
+    assert_eq!(fetch(&client, &forked, HOST_TOO, 80).await, known);
+    assert_eq!(fetch(&client, &forked, two_ip, 22).await, None);
+    until_seen(&outside, forked_ip).await;
+    client.delete_node("sbox", &forked).await.unwrap();
+    assert!(soon(LIMIT, || outside.devices().len() == 2));
 
     // The host sees them, nobody else does.
     until_seen(&outside, one_ip).await;

@@ -89,6 +89,37 @@ const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/et
     head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; mktemp -u XXXXXXXXXXXX; \
     timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
+/// Prints where a VM's TCP connections begin to count, for a few pairs of ports and without what time adds
+/// (`seq_scale` of Linux' net/core/secure_seq.c: a step each 64 ns of the clock): what is left is drawn
+/// by a secret of its kernel.
+const SEQUENCES: &str = r#"sudo perl -MSocket -e '
+    for my $port (7000..7003) {
+        my $at = sockaddr_in($port, INADDR_LOOPBACK);
+        my ($server, $client);
+        socket($server, PF_INET, SOCK_STREAM, 6) && bind($server, $at) && listen($server, 1) or die $!;
+        socket($client, PF_INET, SOCK_STREAM, 6) or die $!;
+        bind($client, sockaddr_in($port + 1000, INADDR_LOOPBACK)) && connect($client, $at) or die $!;
+        my $now = time;
+        # TCP_REPAIR, TCP_REPAIR_QUEUE to that of what is sent, TCP_QUEUE_SEQ
+        setsockopt($client, 6, 19, 1) && setsockopt($client, 6, 20, 2) or die $!;
+        my $sequence = unpack "L", getsockopt($client, 6, 21);
+        print(($sequence - $now * 15625000) % 4294967296, "\n");
+    }'"#;
+
+/// Whether two VMs' sequences are the same, but for what the time it took to ask may have added.
+fn are_alike(one: &[u32], other: &[u32]) -> bool {
+    /// Two seconds, of which a clock that only knows seconds takes one.
+    const NEAR: u32 = 2 * 15_625_000;
+    assert_eq!((one.len(), other.len()), (4, 4));
+    let near = |(a, b): (&u32, &u32)| a.wrapping_sub(*b).min(b.wrapping_sub(*a)) < NEAR;
+    one.iter().zip(other).all(near)
+}
+
+async fn sequences(client: &Client, vm: &str) -> Vec<u32> {
+    let said = says(client, vm, SEQUENCES).await;
+    said.lines().map(|l| l.parse().unwrap()).collect()
+}
+
 async fn twenty_clones_are_each_one_of_their_own() {
     const ALL: u64 = 20;
     let mut daemon = TestDaemon::start(&setup());
@@ -119,13 +150,24 @@ async fn twenty_clones_are_each_one_of_their_own() {
             assert_eq!(lines[0], vm);
             assert_eq!(lines[1], vm);
             assert_eq!(lines[4], ip, "{vm}");
-            (vm, lines[1..].to_vec())
+            let counts_from = sequences(&client, &vm).await;
+            (vm, lines[1..].to_vec(), counts_from)
         });
     }
     let all = launching.join_all().await;
     let mut seen = BTreeSet::new();
-    for (vm, lines) in &all {
+    for (vm, lines, counts_from) in &all {
         assert!(cloned(&daemon, vm), "{vm}");
+        // One VM's are what they were, which shows that those of two would be seen to be the same.
+        if *vm == "sbox-1" {
+            assert!(are_alike(counts_from, &sequences(&client, vm).await));
+        }
+        for (other, _, others) in all.iter().filter(|(other, ..)| other != vm) {
+            assert!(
+                !are_alike(counts_from, others),
+                "{vm} and {other}: {others:?}"
+            );
+        }
         for line in lines {
             assert!(seen.insert(line.clone()), "{vm}: {line} is another's, too");
         }
