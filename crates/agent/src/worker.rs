@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long the agent of a process waits for what it started, once its host is gone. Longer than
 /// an abandoned command is given.
@@ -28,6 +29,18 @@ fn runtime() -> Result<Runtime, AgentError> {
         .map_err(io_error("start the runtime of", "slicer-agent"))
 }
 
+/// Runs a future as one of the runtime's tasks. Were it what the runtime is blocked on, each time a task
+/// wakes it the runtime would first ask the kernel for events: a system call more for each answer.
+fn run_as_task<T: Send + 'static>(
+    runtime: &Runtime,
+    future: impl Future<Output = T> + Send + 'static,
+) -> T {
+    let task = AbortOnDropHandle::new(runtime.spawn(future));
+    runtime
+        .block_on(task)
+        .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}
+
 /// The worker of a guest. Ends only when it can't work at all.
 pub(crate) fn run(init: GuestInit) -> ExitCode {
     sys::keep_freed_memory();
@@ -36,7 +49,7 @@ pub(crate) fn run(init: GuestInit) -> ExitCode {
     }
     let result = runtime().and_then(|runtime| {
         let agent = Agent::new(Scope::Guest(init));
-        runtime.block_on(serve_guest(&agent, init))
+        run_as_task(&runtime, async move { serve_guest(&agent, init).await })
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -162,7 +175,9 @@ async fn find_port() -> PathBuf {
 /// Serves the channel on the unix socket at `path`, to which it connects. Ends when the host's
 /// side does, or on a shutdown.
 pub(crate) fn serve_socket(path: &Path) -> ExitCode {
-    let result = runtime().and_then(|runtime| runtime.block_on(serve_connected(path)));
+    let path = path.to_owned();
+    let serve = async move { serve_connected(&path).await };
+    let result = runtime().and_then(|runtime| run_as_task(&runtime, serve));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
