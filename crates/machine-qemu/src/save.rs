@@ -408,11 +408,14 @@ impl QemuMachine {
         let capabilities = json!({ "capabilities": capabilities });
         self.command_with("migrate-set-capabilities", capabilities, None)
             .await?;
-        let mut parameters = json!({ "max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME_MS });
-        if kept == Kept::Elsewhere {
-            // A clone would tell the network five times that its template has come to it.
-            parameters["announce-rounds"] = json!(0);
-        }
+        let parameters = json!({
+            "max-bandwidth": BANDWIDTH,
+            "downtime-limit": DOWNTIME_MS,
+            // It would have the guest tell the network five times that it has come. A fork is still its
+            // source then, or half: neighbours would send to it what is for its source. One that was
+            // suspended comes back to its bridge, which finds it by what it sends.
+            "announce-rounds": 0,
+        });
         self.command_with("migrate-set-parameters", parameters, None)
             .await?;
         let name = json!({ "fdname": FD_NAME });
