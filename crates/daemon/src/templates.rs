@@ -209,24 +209,20 @@ impl Templates {
         // One that goes may be the last that reads from another.
         loop {
             let left = self.lingering().clone();
-            let went = left.into_iter().filter(|dir| {
-                let place = Place::new(dir.clone());
-                self.clear(&place).unwrap_or_else(|e| {
-                    warn!("{e}");
-                    false
-                })
-            });
-            if went.count() == 0 {
+            let went = |dir| self.clear_or_warn(&Place::new(dir));
+            if left.into_iter().map(went).filter(|went| *went).count() == 0 {
                 return;
             }
         }
     }
 
-    /// Removes what there is at a place that is no template's, and warns if that can't be. Blocks.
-    pub(crate) fn clear_or_warn(&self, place: &Place) {
-        if let Err(e) = self.clear(place) {
+    /// Removes what there is at a place that is no template's, and warns if that can't be. Whether nothing
+    /// is left. Blocks.
+    pub(crate) fn clear_or_warn(&self, place: &Place) -> bool {
+        self.clear(place).unwrap_or_else(|e| {
             warn!("{e}");
-        }
+            false
+        })
     }
 
     /// Removes what there is at a place, but for a disk that others read from. It is no template from the

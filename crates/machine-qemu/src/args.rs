@@ -61,10 +61,10 @@ pub(crate) fn kernel_args(arch: Arch) -> &'static str {
     }
 }
 
-/// What the kernel of an emulated guest is told besides. What mitigates the faults of processors
-/// is made for code that one runs as it is, which an emulated guest's isn't, and takes its time. Where QEMU translates code for each
-/// address that it runs at, a program that starts at another one each time is translated each time, which
-/// makes a command take more than twice as long.
+/// What the kernel of an emulated guest is told besides. What mitigates the faults of processors is made
+/// for code that one runs as it is, which an emulated guest's isn't, and takes its time. Where QEMU
+/// translates code for each address that it runs at, a program that starts at another one each time is
+/// translated each time, which makes a command take more than twice as long.
 pub(crate) fn emulated_kernel_args(version: Option<Version>) -> &'static str {
     match version {
         Some(v) if v.translates_by_address() => " mitigations=off norandmaps",

@@ -9,9 +9,7 @@ use crate::lifecycle::{check_disk, ready, sandbox};
 use crate::template::{cloned, directories, made, minimal};
 use crate::tests;
 use libtest_mimic::Trial;
-use slicer_api::{
-    CommitRequest, CreateNode, DiskFormat, ExecRequest, NodeStatus, ShutdownAction, Wait,
-};
+use slicer_api::{CommitRequest, DiskFormat, ExecRequest, NodeStatus, ShutdownAction};
 use slicer_client::Client;
 use slicer_testkit::{BOOT, Image, LIMIT, Setup, TestDaemon, bin_dir, wait_until};
 use std::fs::{self, File};
@@ -420,13 +418,8 @@ async fn a_template_without_room_costs_a_boot() {
     assert!(log.contains("free some space"), "{log}");
     assert!(directories(&daemon).is_empty());
     assert!(daemon.processes().is_empty());
-    let launch = async |client: &Client| {
-        let node = CreateNode::default();
-        let launched = client.create_node("sbox", &node, Some(Wait::Agent), Some(BOOT));
-        launched.await.unwrap().hostname
-    };
     let client = daemon.client();
-    let vm = launch(&client).await;
+    let vm = sandbox(&client).await;
     assert!(!cloned(&daemon, &vm));
     assert_eq!(root(&client, &vm, "hostname").await, vm);
     client.delete_node("sbox", &vm).await.unwrap();
@@ -435,7 +428,7 @@ async fn a_template_without_room_costs_a_boot() {
     daemon.launch();
     made(&daemon).await;
     let client = daemon.client();
-    let vm = launch(&client).await;
+    let vm = sandbox(&client).await;
     assert!(cloned(&daemon, &vm));
     assert_eq!(root(&client, &vm, "hostname").await, vm);
     drop(client);

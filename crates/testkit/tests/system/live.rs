@@ -54,6 +54,13 @@ async fn writes(client: &Client, vm: &str) {
     .await;
 }
 
+/// Forks a VM while it runs, and gives the fork's name once it is ready.
+pub(crate) async fn fork_of(client: &Client, vm: &str) -> String {
+    let request = LiveForkRequest::default();
+    let forked = client.fork_live(vm, &request, ForkWait::Agent, Some(BOOT));
+    forked.await.unwrap().vms.remove(0).hostname
+}
+
 /// Waits until what counts in a VM has come further.
 async fn counts(client: &Client, vm: &str) {
     let before = count(client, vm).await;
@@ -176,9 +183,7 @@ async fn the_disk_of_a_fork_goes_with_its_last_reader() {
     let client = daemon.client();
     let source = persistent(&client).await;
     let fork = async || {
-        let request = LiveForkRequest::default();
-        let forked = client.fork_live(&source, &request, ForkWait::Agent, Some(BOOT));
-        let forked = forked.await.unwrap().vms.remove(0).hostname;
+        let forked = fork_of(&client, &source).await;
         client.delete_node("sbox", &forked).await.unwrap();
         assert_eq!(template::directories(&daemon).len(), 1);
         off(&client, &source).await;
@@ -190,11 +195,11 @@ async fn the_disk_of_a_fork_goes_with_its_last_reader() {
     client.relaunch(&source).await.unwrap();
     ready(&client, &source).await;
     fork().await;
-    let committed = client.commit(&source, &CommitRequest::default()).await;
+    let commit = CommitRequest::default();
+    let commit = client.commit(&source, &commit).await.unwrap().commit_id;
     client.delete_node("sbox", &source).await.unwrap();
     assert_eq!(template::directories(&daemon).len(), 1);
-    let committed = committed.unwrap().commit_id;
-    client.delete_commit(&committed).await.unwrap();
+    client.delete_commit(&commit).await.unwrap();
     assert_eq!(template::directories(&daemon), Vec::<PathBuf>::new());
     drop(client);
     daemon.stop();

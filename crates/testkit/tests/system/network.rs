@@ -4,16 +4,15 @@
 mod outside;
 
 use crate::lifecycle::launch;
+use crate::live::fork_of;
 use crate::ssh::key_pair;
 use crate::tests;
 use crate::tour::{says, sh};
 use libtest_mimic::Trial;
 use outside::{HOST, HOST_TOO, NAME, OTHER, Outside, WORLD, run};
-use slicer_api::{CreateNode, ForkWait, LiveForkRequest, NetworkPolicy};
+use slicer_api::{CreateNode, NetworkPolicy};
 use slicer_client::Client;
-use slicer_testkit::{
-    BOOT, Group, LIMIT, SBOX, Setup, TestDaemon, alive, run_command, soon, wait_until,
-};
+use slicer_testkit::{Group, LIMIT, SBOX, Setup, TestDaemon, alive, run_command, soon, wait_until};
 use std::net::{Ipv4Addr, SocketAddr};
 use tokio::process::Command;
 
@@ -94,13 +93,6 @@ async fn until_seen(outside: &Outside, vm: Ipv4Addr) {
     .await;
 }
 
-/// Forks a VM while it runs.
-async fn fork(client: &Client, vm: &str) -> String {
-    let request = LiveForkRequest::default();
-    let forked = client.fork_live(vm, &request, ForkWait::Agent, Some(BOOT));
-    forked.await.unwrap().vms.remove(0).hostname
-}
-
 /// What is left of networks is nothing.
 fn check_clean(outside: &Outside) {
     let clean = soon(LIMIT, || {
@@ -166,7 +158,7 @@ async fn bridge() {
     // A fork takes up another place on the bridge, and leaves its source's to it.
     client.delete_node("sbox", &two).await.unwrap();
     assert!(soon(LIMIT, || outside.devices().len() == 2));
-    let forked = fork(&client, &one).await;
+    let forked = fork_of(&client, &one).await;
     let forked_ip = check_identity(&client, &forked, "10.77.0.1").await;
     assert_ne!(forked_ip, one_ip);
     assert_eq!(outside.devices().len(), 3, "{:?}", outside.devices());
@@ -239,7 +231,7 @@ async fn isolated() {
     assert_eq!(node.network.override_, Some(own.clone()));
 
     // A fork may no more than its source.
-    let forked = fork(&client, &two).await;
+    let forked = fork_of(&client, &two).await;
     let forked_ip = check_identity(&client, &forked, "10.78.0.1").await;
     assert_ne!(forked_ip, two_ip);
     let node = client.node(&forked).await.unwrap();
