@@ -185,7 +185,9 @@ pub(crate) fn build(
             Network::Tap(net) => (format!("tap,id=net,fd={TAP_FD}"), net.mac),
         };
         push(["-netdev".as_ref(), netdev.as_ref()]);
-        let device = format!("virtio-net-pci,netdev=net,mac={mac}");
+        // A guest that comes from a saved state is not to announce itself (see `save`). QEMU 7.2 crashes when
+        // one that could is told not to, and resets the device later, as it does when it powers off.
+        let device = format!("virtio-net-pci,netdev=net,mac={mac},guest_announce=off");
         push(["-device".as_ref(), device.as_ref()]);
     }
     if spec.clonable {

@@ -411,9 +411,10 @@ impl QemuMachine {
         let parameters = json!({
             "max-bandwidth": BANDWIDTH,
             "downtime-limit": DOWNTIME_MS,
-            // It would have the guest tell the network five times that it has come. A fork is still its
-            // source then, or half: neighbours would send to it what is for its source. One that was
-            // suspended comes back to its bridge, which finds it by what it sends.
+            // Nobody tells the network five times that this VM has come: the guest can't (see `args`), and
+            // QEMU needn't. A fork is still its source then, or half, and neighbours would send to it what
+            // is for its source. One that was suspended comes back to its bridge, which finds it by what it
+            // sends.
             "announce-rounds": 0,
         });
         self.command_with("migrate-set-parameters", parameters, None)

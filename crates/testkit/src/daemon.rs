@@ -351,10 +351,16 @@ impl TestDaemon {
         self.wait_exit(LIMIT);
     }
 
-    /// Ends it for good, and checks that it took everything along.
+    /// Ends it for good, and checks that it took everything along, and that no program it ran had crashed
+    /// by a fault of its own, which a VM that was to end anyhow doesn't show.
     pub fn stop(mut self) {
         self.terminate();
         assert!(self.processes().is_empty(), "processes survived the daemon");
+        let log = self.log();
+        let crash = log
+            .lines()
+            .find(|l| ["SIGSEGV", "SIGABRT"].iter().any(|s| l.contains(s)));
+        assert_eq!(crash, None);
     }
 
     /// The names of files in its directory, sorted, without logs and configuration.
