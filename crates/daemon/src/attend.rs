@@ -6,6 +6,7 @@ use crate::secrets::Secrets;
 use crate::vm::{Phase, View};
 use slicer_api::{GuestRequest, GuestSecrets, Identity};
 use slicer_machine::{Machine, MachineError};
+use slicer_network::Apart;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -67,6 +68,8 @@ pub(crate) struct Attendant {
     machine: Arc<dyn Machine>,
     identity: Identity,
     grant: Grant,
+    /// What brings it onto its network, until it has.
+    apart: Option<Apart>,
     /// Counts the changes of the store.
     changes: watch::Receiver<u64>,
     view: watch::Receiver<View>,
@@ -80,6 +83,7 @@ impl Attendant {
         machine: Arc<dyn Machine>,
         identity: Identity,
         grant: Grant,
+        apart: Option<Apart>,
         view: watch::Receiver<View>,
         wakes: watch::Receiver<()>,
     ) -> Self {
@@ -88,6 +92,7 @@ impl Attendant {
             machine,
             identity,
             grant,
+            apart,
             changes,
             view,
             wakes,
@@ -98,7 +103,8 @@ impl Attendant {
         &self.identity.hostname
     }
 
-    /// Tells the agent who it is as soon as it answers, then waits until the guest is ready.
+    /// Tells the agent who it is as soon as it answers, then waits until the guest is ready. Only then does it
+    /// join its network, if it was kept from it.
     ///
     /// # Errors
     /// Why it never will be.
@@ -117,7 +123,12 @@ impl Attendant {
             // Only now, for its end is one more thing that the guest has to look after.
             drop(stream);
             match introduced {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    return match self.apart.take() {
+                        Some(apart) => apart.join().await.map_err(|e| e.to_string()),
+                        None => Ok(()),
+                    };
+                }
                 Err(GuestError::Machine(e @ MachineError::Gone { .. })) => {
                     return Err(e.to_string());
                 }

@@ -7,7 +7,7 @@ use crate::workdir::WorkDir;
 use ipnet::Ipv4Net;
 use slicer_api::{ApiError, NetworkPolicy, NodeNetwork};
 use slicer_machine::{Machine, MachineState, Network, Tap, TapNetwork, UserNetwork};
-use slicer_network::{Bridge, Destination, Isolated, Link, NetworkError, Networks, Policy};
+use slicer_network::{Apart, Bridge, Destination, Isolated, Link, NetworkError, Networks, Policy};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,8 @@ pub(crate) struct Networking {
 pub(crate) struct Card {
     pub(crate) network: Network,
     pub(crate) link: Option<Link>,
+    /// What brings the VM onto its bridge, when it is not there yet.
+    pub(crate) apart: Option<Apart>,
 }
 
 impl Networking {
@@ -42,6 +44,24 @@ impl Networking {
         config: &NetworkConfig,
         record: &VmRecord,
     ) -> Result<Card, DaemonError> {
+        self.make_card(config, record, false).await
+    }
+
+    /// The card of a VM that is taken for another one at first: no VM hears it before it has joined.
+    pub(crate) async fn card_apart(
+        &self,
+        config: &NetworkConfig,
+        record: &VmRecord,
+    ) -> Result<Card, DaemonError> {
+        self.make_card(config, record, true).await
+    }
+
+    async fn make_card(
+        &self,
+        config: &NetworkConfig,
+        record: &VmRecord,
+        apart: bool,
+    ) -> Result<Card, DaemonError> {
         let mac = record.mac();
         // The configuration has no other prefixes.
         let gateway = Ipv4Net::new(config.gateway, config.prefix)
@@ -58,6 +78,7 @@ impl Networking {
                 return Ok(Card {
                     network: Network::User(network),
                     link: None,
+                    apart: None,
                 });
             }
             NetworkMode::Bridge => {
@@ -65,6 +86,7 @@ impl Networking {
                     gateway,
                     name: config.bridge.clone(),
                     tap_prefix: config.tap_prefix.clone(),
+                    apart,
                 };
                 self.networks.bridge(bridge).await?
             }
@@ -84,6 +106,7 @@ impl Networking {
         let tap = Tap::new(tap);
         Ok(Card {
             network: Network::Tap(TapNetwork { mac, tap }),
+            apart: link.take_apart(),
             link: Some(link),
         })
     }

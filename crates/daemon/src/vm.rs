@@ -34,7 +34,7 @@ use launch::{import_keys, launch};
 use live::Snapshot;
 use slicer_api::{ApiError, Entrypoint, Identity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
-use slicer_network::NetworkError;
+use slicer_network::{Apart, NetworkError};
 use spare::Spare;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Weak};
@@ -174,6 +174,24 @@ struct Launched {
     restored: bool,
     /// Why it was booted though it had been suspended.
     state_lost: Option<String>,
+    /// What brings it onto its network, if it is not there before it knows who it is.
+    apart: Option<Apart>,
+}
+
+impl Launched {
+    /// A machine with this disk, of which there is nothing else to say.
+    fn new(disk: DiskKind, machine: Arc<dyn Machine>) -> Self {
+        Self {
+            disk,
+            machine,
+            imported_keys: None,
+            entrypoint: None,
+            template: None,
+            restored: false,
+            state_lost: None,
+            apart: None,
+        }
+    }
 }
 
 impl Vm {
@@ -509,7 +527,7 @@ impl Vm {
                     v.phase = Phase::Running;
                     v.state_lost = launched.state_lost.map(Arc::from);
                 });
-                self.attend(machine, tasks);
+                self.attend(machine, launched.apart, tasks);
                 // It runs, so what is on disk is history. Should the daemon die before it is gone,
                 // the stamps tell whether the guest has written anything since.
                 if launched.restored
@@ -564,14 +582,19 @@ impl Vm {
     }
 
     /// Has somebody attend to the guest of this machine.
-    fn attend(&self, machine: Arc<dyn Machine>, tasks: &mut JoinSet<Progress>) {
+    fn attend(
+        &self,
+        machine: Arc<dyn Machine>,
+        apart: Option<Apart>,
+        tasks: &mut JoinSet<Progress>,
+    ) {
         let grant = Grant {
             store: self.shared.secrets.clone(),
             names: self.record.secrets.clone(),
             revoke: self.record.template.as_ref().is_some_and(|t| t.live),
         };
         let (view, wakes) = (self.view.subscribe(), self.shared.wakes.subscribe());
-        let attendant = Attendant::new(machine, self.identity(), grant, view, wakes);
+        let attendant = Attendant::new(machine, self.identity(), grant, apart, view, wakes);
         tasks.spawn(bring_up(attendant));
     }
 

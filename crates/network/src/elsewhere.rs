@@ -17,6 +17,25 @@ impl Link {
     pub fn take_tap(&mut self) -> Option<OwnedFd> {
         None
     }
+
+    /// There is none.
+    pub fn take_apart(&mut self) -> Option<Apart> {
+        None
+    }
+}
+
+/// A VM that is not on its bridge yet. There is none here.
+#[derive(Debug)]
+pub enum Apart {}
+
+impl Apart {
+    /// Nobody can ask for it.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn join(self) -> Result<(), NetworkError> {
+        match self {}
+    }
 }
 
 /// The networks of one owner.

@@ -33,7 +33,7 @@ pub use plan::{Bridge, Isolated, is_device_name, is_tap_prefix};
 pub use policy::{Destination, DestinationError, Policy};
 
 #[cfg(target_os = "linux")]
-pub use worker::{Link, Networks};
+pub use worker::{Apart, Link, Networks};
 
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{Link, Networks};
+pub use elsewhere::{Apart, Link, Networks};

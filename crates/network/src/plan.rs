@@ -13,6 +13,8 @@ pub struct Bridge {
     pub name: Option<String>,
     /// How the name of the VM's tap begins; without one, it is made up.
     pub tap_prefix: Option<String>,
+    /// Whether the VM's tap is not on the bridge, and takes nothing, until its [`Apart`](crate::Apart) joins.
+    pub apart: bool,
 }
 
 /// A network namespace for one VM.

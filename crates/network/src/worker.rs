@@ -34,6 +34,7 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 #[derive(Debug)]
 pub struct Link {
     tap: Option<OwnedFd>,
+    apart: Option<Apart>,
     shared: Shared,
     jobs: Sender<Job>,
 }
@@ -44,6 +45,11 @@ impl Link {
     pub fn take_tap(&mut self) -> Option<OwnedFd> {
         self.tap.take()
     }
+
+    /// What brings the VM onto its bridge, the first time it is asked for; none, when it is there.
+    pub fn take_apart(&mut self) -> Option<Apart> {
+        self.apart.take()
+    }
 }
 
 impl Drop for Link {
@@ -53,8 +59,32 @@ impl Drop for Link {
     }
 }
 
+/// A VM that is not on its bridge yet, see [`Bridge::apart`].
+#[derive(Debug)]
+pub struct Apart {
+    tap: u32,
+    bridge: u32,
+    jobs: Sender<Job>,
+}
+
+impl Apart {
+    /// Brings the VM onto the bridge.
+    ///
+    /// # Errors
+    /// When its tap or the bridge is gone, or the kernel refuses it.
+    pub async fn join(self) -> Result<(), NetworkError> {
+        let Self { tap, bridge, jobs } = self;
+        ask(&jobs, |reply| Job::Join { tap, bridge, reply }).await?
+    }
+}
+
 #[derive(Debug)]
 enum Job {
+    Join {
+        tap: u32,
+        bridge: u32,
+        reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
     Bridge(Bridge, Sender<Job>, Reply),
     Isolated(Isolated, Sender<Job>, Reply),
     Release(Shared),
@@ -95,7 +125,7 @@ impl Networks {
     /// When this isn't permitted, the network is somebody else's, or the kernel or nft refuses it.
     pub async fn bridge(&self, bridge: Bridge) -> Result<Link, NetworkError> {
         let jobs = self.jobs.clone();
-        self.ask(|reply| Job::Bridge(bridge, jobs, reply)).await?
+        ask(&self.jobs, |reply| Job::Bridge(bridge, jobs, reply)).await?
     }
 
     /// Gives a VM a network namespace of its own.
@@ -104,8 +134,7 @@ impl Networks {
     /// As [`Networks::bridge`].
     pub async fn isolated(&self, isolated: Isolated) -> Result<Link, NetworkError> {
         let jobs = self.jobs.clone();
-        self.ask(|reply| Job::Isolated(isolated, jobs, reply))
-            .await?
+        ask(&self.jobs, |reply| Job::Isolated(isolated, jobs, reply)).await?
     }
 
     /// Takes down all there is of this owner, also what one before it left. Not while VMs run.
@@ -113,16 +142,19 @@ impl Networks {
     /// # Errors
     /// When something is there and can't be removed.
     pub async fn sweep(&self) -> Result<(), NetworkError> {
-        self.ask(Job::Sweep).await?
+        ask(&self.jobs, Job::Sweep).await?
     }
+}
 
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Result<T, NetworkError> {
-        let (reply, answer) = oneshot::channel();
-        self.jobs.send(job(reply)).map_err(|_| NetworkError::Gone)?;
-        match tokio::time::timeout(ANSWER_TIME, answer).await {
-            Ok(answer) => answer.map_err(|_| NetworkError::Gone),
-            Err(_) => Err(NetworkError::Timeout(ANSWER_TIME)),
-        }
+async fn ask<T>(
+    jobs: &Sender<Job>,
+    job: impl FnOnce(oneshot::Sender<T>) -> Job,
+) -> Result<T, NetworkError> {
+    let (reply, answer) = oneshot::channel();
+    jobs.send(job(reply)).map_err(|_| NetworkError::Gone)?;
+    match tokio::time::timeout(ANSWER_TIME, answer).await {
+        Ok(answer) => answer.map_err(|_| NetworkError::Gone),
+        Err(_) => Err(NetworkError::Timeout(ANSWER_TIME)),
     }
 }
 
@@ -204,6 +236,9 @@ impl Worker {
                 Job::Isolated(isolated, jobs, reply) => {
                     drop(reply.send(self.isolated(&isolated, jobs)));
                 }
+                Job::Join { tap, bridge, reply } => {
+                    drop(reply.send(Links::open().and_then(|l| l.join(tap, bridge))));
+                }
                 Job::Release(shared) => {
                     if let Err(e) = self.release(&shared) {
                         warn!("{e}");
@@ -219,6 +254,7 @@ impl Worker {
         *self.users.entry(shared.clone()).or_default() += 1;
         Link {
             tap: None,
+            apart: None,
             shared,
             jobs,
         }
@@ -235,7 +271,7 @@ impl Worker {
             net: bridge.gateway.trunc(),
             device: name.clone(),
         };
-        let mut link = self.link(shared, jobs);
+        let mut link = self.link(shared, jobs.clone());
         let there = links.find(&name)?;
         if let Some(there) = &there
             && !self.names.are_on(there)
@@ -255,7 +291,16 @@ impl Worker {
         let pattern = format!("{}%d", bridge.tap_prefix.as_deref().unwrap_or("sltap"));
         let (tap, tap_name) = tap::create(&pattern)?;
         without_ipv6(&tap_name);
-        links.join(links.index(&tap_name)?, index)?;
+        let number = links.index(&tap_name)?;
+        if bridge.apart {
+            link.apart = Some(Apart {
+                tap: number,
+                bridge: index,
+                jobs,
+            });
+        } else {
+            links.join(number, index)?;
+        }
         link.tap = Some(tap);
         Ok(link)
     }

@@ -9,7 +9,7 @@ use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, Origin, VmRecord};
 use crate::supervisor::Shared;
 use crate::templates::{Place, Shape, Template, Want, check_group, may_clone};
-use slicer_machine::{self as machine, Machine, MachineSpec, Network};
+use slicer_machine::{self as machine, MachineSpec, Network};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
@@ -147,15 +147,10 @@ async fn begin(
     slicer_fault::point("clone.machine");
     shared.networking.keep(card.link, &*machine);
     info!("{name}: cloned in {:.0?}", started.elapsed());
-    let machine: Box<dyn Machine> = machine;
     Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
         entrypoint,
         template: Some(origin),
-        restored: false,
-        state_lost: None,
+        ..Launched::new(disk, Arc::from(machine))
     })
 }
 

@@ -67,13 +67,8 @@ pub(super) async fn launch(
     shared.networking.keep(card.link, &*machine);
     info!("{name}: launched in {:.0?}", started.elapsed());
     Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
         entrypoint,
-        template: None,
-        restored: false,
-        state_lost: None,
+        ..Launched::new(disk, Arc::from(machine))
     })
 }
 

@@ -307,7 +307,7 @@ pub(super) async fn begin(
     slicer_fault::point("snapshot.disk");
     let state_dir = shared.work.run(name);
     fs::create_dir_all(&state_dir).map_err(DaemonError::io("create", &state_dir))?;
-    let card = shared.networking.card(network, record).await?;
+    let card = shared.networking.card_apart(network, record).await?;
     let spec = MachineSpec {
         network: Some(card.network),
         ..spec(shared, record, &prepared, disk)
@@ -320,12 +320,8 @@ pub(super) async fn begin(
     shared.networking.keep(card.link, &*machine);
     info!("{name}: forked in {:.0?}", started.elapsed());
     Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
-        entrypoint: None,
         template: Some(snapshot.origin()),
-        restored: false,
-        state_lost: None,
+        apart: card.apart,
+        ..Launched::new(disk, Arc::from(machine))
     })
 }

@@ -141,14 +141,10 @@ impl Spare {
         self.machine.resume().await?;
         self.hold.keep();
         let disk = self.record.disk;
+        let disk = disk.ok_or(DaemonError::Internal("finding a spare VM's disk"))?;
         Ok(Launched {
-            disk: disk.ok_or(DaemonError::Internal("finding a spare VM's disk"))?,
-            machine: self.machine,
-            imported_keys: None,
-            entrypoint: None,
             template: self.record.template,
-            restored: false,
-            state_lost: None,
+            ..Launched::new(disk, self.machine)
         })
     }
 }

@@ -128,7 +128,7 @@ impl Vm {
             warn!("{}: {}", self.record.hostname, e.message);
         }
         self.view.send_modify(|v| v.ready = false);
-        self.attend(machine, tasks);
+        self.attend(machine, None, tasks);
     }
 
     async fn save_state(
@@ -290,12 +290,9 @@ async fn restore(
     shared.networking.keep(card.link, &*machine);
     info!("{name}: restored in {:.0?}", started.elapsed());
     Ok(Launched {
-        disk,
-        machine: Arc::from(machine),
-        imported_keys: None,
         entrypoint: record.entrypoint.clone(),
         template: record.template.clone(),
         restored: true,
-        state_lost: None,
+        ..Launched::new(disk, Arc::from(machine))
     })
 }

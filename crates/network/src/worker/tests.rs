@@ -32,6 +32,7 @@ fn bridge(gateway: &str, name: Option<&str>) -> Bridge {
         gateway: gateway.parse().unwrap(),
         name: name.map(str::to_owned),
         tap_prefix: Some("t".to_owned()),
+        apart: false,
     }
 }
 
@@ -98,6 +99,33 @@ fn a_bridge_is_there_as_long_as_somebody_is_on_it() {
         drop(other);
         soon("the end", || devices().is_empty() && rules().is_empty());
         soon("the note's end", || !dir.join("note").exists());
+    });
+}
+
+#[test]
+fn one_that_is_apart_joins_when_it_is_told() {
+    alone(|networks, _| {
+        let asked = Bridge {
+            apart: true,
+            ..bridge("10.1.0.1/24", Some("br-x"))
+        };
+        let mut link = wait(networks.bridge(asked.clone())).unwrap();
+        let on_it = || says("ip", &["-o", "link", "show", "master", "br-x", "up"]);
+        assert!(devices().contains(&"t0".to_owned()));
+        assert_eq!(on_it(), "");
+        let apart = link.take_apart().unwrap();
+        assert!(link.take_apart().is_none());
+        wait(apart.join()).unwrap();
+        assert!(on_it().contains(" t0: "), "{}", on_it());
+
+        // One whose VM is gone has nothing to join.
+        let mut gone = wait(networks.bridge(asked)).unwrap();
+        let apart = gone.take_apart().unwrap();
+        drop(gone.take_tap());
+        soon("a tap's end", || !devices().contains(&"t1".to_owned()));
+        wait(apart.join()).unwrap_err();
+        let mut at_once = wait(networks.bridge(bridge("10.1.0.1/24", Some("br-x")))).unwrap();
+        assert!(at_once.take_apart().is_none());
     });
 }
 

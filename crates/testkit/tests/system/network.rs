@@ -13,8 +13,11 @@ use outside::{HOST, HOST_TOO, NAME, OTHER, Outside, WORLD, run};
 use slicer_api::{CreateNode, NetworkPolicy};
 use slicer_client::Client;
 use slicer_testkit::{Group, LIMIT, SBOX, Setup, TestDaemon, alive, run_command, soon, wait_until};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use tokio::process::Command;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 pub(crate) fn trials() -> Vec<Trial> {
     let trials = tests!("network": nat, bridge, isolated, without_privileges);
@@ -93,6 +96,72 @@ async fn until_seen(outside: &Outside, vm: Ipv4Addr) {
     .await;
 }
 
+/// Where the host listens for what VMs count.
+const COUNTED: u16 = 7000;
+
+/// What the host hears of VMs.
+struct Heard {
+    lines: Lines<BufReader<ChildStdout>>,
+    _listener: Child,
+}
+
+impl Heard {
+    /// Has a VM tell the host all numbers, one after the other, and waits for the first.
+    async fn of(outside: &Outside, client: &Client, vm: &str) -> Self {
+        let listen = format!(
+            "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             s.bind(('0.0.0.0', {COUNTED}))\n\
+             while True:\n data, (ip, _) = s.recvfrom(64)\n print(ip, data.decode(), flush=True)"
+        );
+        let words = outside.on_host();
+        let mut listener = Command::new(&words[0]);
+        listener
+            .args(&words[1..])
+            .args(["python3", "-c", &listen])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut listener = listener.spawn().unwrap();
+        let lines = BufReader::new(listener.stdout.take().unwrap()).lines();
+        let tell = format!(
+            "use IO::Socket::INET; while (1) {{ select undef, undef, undef, 0.002; \
+             my $s = IO::Socket::INET->new(PeerAddr => \"{HOST_TOO}:{COUNTED}\", Proto => \"udp\") \
+             or next; $s->send(++$n) }}"
+        );
+        let script = format!("perl -e '{tell}' </dev/null >/dev/null 2>&1 &");
+        says(client, vm, &script).await;
+        let mut heard = Self {
+            lines,
+            _listener: listener,
+        };
+        heard.next().await;
+        heard
+    }
+
+    /// Who said what next.
+    async fn next(&mut self) -> (Ipv4Addr, String) {
+        let line = tokio::time::timeout(LIMIT, self.lines.next_line()).await;
+        let line = line.unwrap().unwrap().unwrap();
+        let (ip, number) = line.split_once(' ').unwrap();
+        (ip.parse().unwrap(), number.to_owned())
+    }
+
+    /// Checks that nobody but this VM said anything in its name, and that its fork, once it is told who it is,
+    /// goes on in its own.
+    async fn check(mut self, vm: Ipv4Addr, forked: Ipv4Addr) {
+        let (mut own, mut after) = (BTreeSet::new(), 0);
+        while after < 20 {
+            let (ip, number) = self.next().await;
+            if ip == vm {
+                assert!(own.insert(number.clone()), "{vm} said {number} twice");
+            } else {
+                assert_eq!(ip, forked);
+                after += 1;
+            }
+        }
+        assert!(own.len() > 20, "{own:?}");
+    }
+}
+
 /// What is left of networks is nothing.
 fn check_clean(outside: &Outside) {
     let clean = soon(LIMIT, || {
@@ -158,9 +227,11 @@ async fn bridge() {
     // A fork takes up another place on the bridge, and leaves its source's to it.
     client.delete_node("sbox", &two).await.unwrap();
     assert!(soon(LIMIT, || outside.devices().len() == 2));
+    let heard = Heard::of(&outside, &client, &one).await;
     let forked = fork_of(&client, &one).await;
     let forked_ip = check_identity(&client, &forked, "10.77.0.1").await;
     assert_ne!(forked_ip, one_ip);
+    heard.check(one_ip, forked_ip).await;
     assert_eq!(outside.devices().len(), 3, "{:?}", outside.devices());
     until_seen(&outside, forked_ip).await;
     for vm in [&forked, &one] {
