@@ -49,11 +49,12 @@ FUZZ_DIR := $(CURDIR)/target/fuzz
 # Cargo builds a library once for all packages it is told of, with the features they want together,
 # and again when it is told of others. What needs most of them, the tests, has it build all at once.
 TOGETHER ?=
-EVERYTHING := $(addprefix -p ,slicer-cli slicer-daemon slicer-tray slicer-testkit xtask) --test system --test soak
+EVERYTHING := --workspace --test system --test soak
+PROGRAMS := --bin slicer --bin slicer-mac --bin slicer-tray --bin xtask
 XTASK = $(if $(TOGETHER),target/release/xtask,cargo run -q --locked --release -p xtask --)
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
-RUN_TESTS := cargo $(if $(NEXTEST),nextest run,test) --locked
+UNIT_TESTS := --locked --workspace --exclude slicer-testkit
 
 # Where the whole-system tests find the programs under test.
 export SLICER_BIN_DIR := $(CURDIR)/target/release
@@ -127,11 +128,11 @@ agents: ## Build it for guests of every architecture
 
 .PHONY: build
 build: agent ## Build slicer and slicer-mac, optimised, into target/release
-	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) --bins,-p slicer-cli -p slicer-daemon)
+	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) $(PROGRAMS),-p slicer-cli -p slicer-daemon)
 
 .PHONY: tray
 tray: ## Build slicer-tray, the menu in the bar, optimised, into target/release
-	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) --bins,-p slicer-tray)
+	cargo build --locked --release $(if $(TOGETHER),$(TOGETHER) $(PROGRAMS),-p slicer-tray)
 
 .PHONY: image
 image: ## Build the default guest image and kernel into target/guest
@@ -221,8 +222,8 @@ test-mac: ## On a Mac: run the tests, and prove the backend on real VMs
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
-	$(RUN_TESTS) --workspace --exclude slicer-testkit
-	$(if $(NEXTEST),cargo test --locked -q --workspace --exclude slicer-testkit --doc)
+	cargo $(if $(NEXTEST),nextest run $(if $(TOGETHER),--cargo-profile bench),test $(if $(TOGETHER),--profile bench)) $(UNIT_TESTS)
+	$(if $(NEXTEST),cargo test -q $(if $(TOGETHER),--profile bench) $(UNIT_TESTS) --doc)
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system
