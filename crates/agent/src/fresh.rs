@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Where the SSH server has its host keys, below the root.
+pub(crate) const SSH_DIR: &str = "etc/ssh";
 /// A key of the largest kind takes seconds where the processor is emulated.
 const KEYGEN_TIME: Duration = Duration::from_mins(2);
 const KEYGEN_PAUSE: Duration = Duration::from_millis(5);
@@ -36,7 +38,7 @@ pub(crate) fn apply(fixups: &[Fixup], root: &Path) -> Result<(), AgentError> {
             // Part of the identity, which every boot brings.
             Fixup::Hostname => {}
             Fixup::MachineId => renew_machine_id(root)?,
-            Fixup::SshHostKeys => renew_host_keys(&root.join("etc/ssh"), generate)?,
+            Fixup::SshHostKeys => renew_host_keys(&root.join(SSH_DIR), generate)?,
         }
     }
     Ok(())
@@ -90,7 +92,7 @@ fn renew_host_keys(
 /// # Errors
 /// When their directory can't be read.
 pub(crate) fn has_host_keys(root: &Path) -> Result<bool, AgentError> {
-    host_keys(&root.join("etc/ssh")).map(|keys| !keys.is_empty())
+    host_keys(&root.join(SSH_DIR)).map(|keys| !keys.is_empty())
 }
 
 /// The kinds and files of SSH's host keys.

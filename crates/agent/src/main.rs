@@ -33,6 +33,7 @@ mod secrets;
 mod server;
 mod settle;
 mod shares;
+mod sshd;
 mod stats;
 mod supervise;
 mod sys;

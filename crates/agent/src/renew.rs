@@ -6,7 +6,7 @@
 use crate::error::{AgentError, io_error};
 use crate::identity::write_in_place;
 use crate::init::RUN_DIR;
-use crate::{fresh, log, net, sys};
+use crate::{fresh, log, net, sshd, sys};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use slicer_api::{ApiError, Fixup, Identity, Renewal};
@@ -79,6 +79,7 @@ pub(crate) fn apply(identity: &Identity) -> Result<Later, AgentError> {
     // A look for them takes its time, too.
     if done != TEMPLATES[0] {
         fresh::apply(&[Fixup::SshHostKeys], Path::new("/"))?;
+        sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
     }
     if let (Some(old), Some(new)) = (old, machine_id(Path::new("/"))) {
         for dir in JOURNALS {

@@ -37,6 +37,9 @@ const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/et
     head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
     timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
+/// The host key that the SSH server shows.
+const SHOWN: &str = "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 3";
+
 async fn count(client: &Client, vm: &str) -> u64 {
     says(client, vm, "cat /dev/shm/n")
         .await
@@ -98,6 +101,8 @@ async fn forks_go_on_where_their_source_was() {
     counts(&client, &source).await;
     says(&client, &source, WRITE).await;
     writes(&client, &source).await;
+    // From now on the server runs, with the key in its memory.
+    let key = says(&client, &source, SHOWN).await;
 
     let fork = ["vm", "fork", "--live", "source", "--count", "2", "--wait"];
     let said = daemon.cli(&fork).await;
@@ -115,6 +120,11 @@ async fn forks_go_on_where_their_source_was() {
         let ip = client.node(vm).await.unwrap().node.ip;
         assert_eq!((lines[0].as_str(), &lines[4]), (*vm, &ip));
         seen.extend(lines[1..].to_vec());
+        let shown = says(&client, vm, SHOWN).await;
+        let has = "cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub";
+        assert_eq!(shown, says(&client, vm, has).await, "{vm}");
+        assert_eq!(shown == key, *vm == source, "{vm}: {shown}");
+        seen.push(shown);
         let files = says(&client, vm, "cat ~/file /dev/shm/note").await;
         assert_eq!(files, "before\nbefore", "{vm}");
         writes(&client, vm).await;
