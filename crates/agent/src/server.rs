@@ -35,8 +35,9 @@ use tokio_util::task::TaskTracker;
 /// Bytes a request's head may have. Commands travel in it, and a URI ends at 64 KiB.
 const HEAD_LIMIT: usize = 128 << 10;
 
-/// How long after the guest is ready that is done which nobody waits for.
-const LATER: Duration = Duration::from_secs(1);
+/// How long after the guest is ready that is done which nobody waits for. Of many that are launched at once, the
+/// last is to be ready before the first does so.
+const LATER: Duration = Duration::from_secs(5);
 /// Bytes an identity may have, userdata included.
 const IDENTITY_LIMIT: usize = 4 << 20;
 

@@ -3,6 +3,7 @@
 use crate::DaemonError;
 use crate::guest::{self, GuestError};
 use crate::secrets::Secrets;
+use crate::turns::{TURN_TIME, Turn};
 use crate::vm::{Phase, View};
 use slicer_api::{GuestRequest, GuestSecrets, Identity};
 use slicer_machine::{Machine, MachineError};
@@ -63,13 +64,21 @@ async fn renewed(shares: &mut watch::Receiver<u64>) {
     }
 }
 
+/// What a VM has until it is ready.
+#[derive(Default)]
+pub(crate) struct Entry {
+    /// What brings it onto its network, if it is not there before it knows who it is.
+    pub(crate) apart: Option<Apart>,
+    /// Its turn to come up, if it takes turns.
+    pub(crate) turn: Option<Turn>,
+}
+
 /// Attends to one guest.
 pub(crate) struct Attendant {
     machine: Arc<dyn Machine>,
     identity: Identity,
     grant: Grant,
-    /// What brings it onto its network, until it has.
-    apart: Option<Apart>,
+    entry: Entry,
     /// Counts the changes of the store.
     changes: watch::Receiver<u64>,
     view: watch::Receiver<View>,
@@ -83,7 +92,7 @@ impl Attendant {
         machine: Arc<dyn Machine>,
         identity: Identity,
         grant: Grant,
-        apart: Option<Apart>,
+        entry: Entry,
         view: watch::Receiver<View>,
         wakes: watch::Receiver<()>,
     ) -> Self {
@@ -92,7 +101,7 @@ impl Attendant {
             machine,
             identity,
             grant,
-            apart,
+            entry,
             changes,
             view,
             wakes,
@@ -109,9 +118,18 @@ impl Attendant {
     /// # Errors
     /// Why it never will be.
     pub(crate) async fn bring_up(&mut self) -> Result<(), String> {
-        tokio::time::timeout(BOOT_TIME, self.greet())
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {BOOT_TIME:?}")))
+        let turn = self.entry.turn.take();
+        let give_way = async move {
+            tokio::time::sleep(TURN_TIME).await;
+            drop(turn);
+            std::future::pending().await
+        };
+        tokio::select! {
+            greeted = tokio::time::timeout(BOOT_TIME, self.greet()) => {
+                greeted.unwrap_or_else(|_| Err(format!("no answer within {BOOT_TIME:?}")))
+            }
+            never = give_way => never,
+        }
     }
 
     async fn greet(&mut self) -> Result<(), String> {
@@ -124,7 +142,7 @@ impl Attendant {
             drop(stream);
             match introduced {
                 Ok(()) => {
-                    return match self.apart.take() {
+                    return match self.entry.apart.take() {
                         Some(apart) => apart.join().await.map_err(|e| e.to_string()),
                         None => Ok(()),
                     };

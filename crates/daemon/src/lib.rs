@@ -35,6 +35,7 @@ mod store;
 mod supervisor;
 mod tags;
 mod templates;
+mod turns;
 mod vm;
 mod vmnet;
 mod workdir;

@@ -17,6 +17,7 @@ use crate::secrets::Secrets;
 use crate::store::ImageStore;
 use crate::tags;
 use crate::templates::{Maker, Templates, Want, check_group};
+use crate::turns::Turns;
 use crate::vm::spare::{self, Spare};
 use crate::vm::{self, Phase, Start, VmHandle, remove_files};
 use crate::workdir::WorkDir;
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) commits: Commits,
     pub(crate) networking: Networking,
     pub(crate) templates: Arc<Templates>,
+    pub(crate) turns: Turns,
     vms: Mutex<BTreeMap<String, VmHandle>>,
     /// Addresses of spare VMs. Taken only while `vms` is held.
     spare_addresses: Mutex<BTreeSet<Ipv4Addr>>,
@@ -171,6 +173,7 @@ impl Supervisor {
             commits,
             networking,
             templates: Arc::new(templates),
+            turns: Turns::new(),
             vms: Mutex::default(),
             spare_addresses: Mutex::default(),
             phases: watch::channel(()).0,

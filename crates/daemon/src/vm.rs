@@ -19,7 +19,7 @@ pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
 use crate::DaemonError;
-use crate::attend::{Attendant, Grant};
+use crate::attend::{Attendant, Entry, Grant};
 use crate::config::NetworkConfig;
 use crate::console;
 use crate::error::FREE_SPACE;
@@ -34,7 +34,7 @@ use launch::{import_keys, launch};
 use live::Snapshot;
 use slicer_api::{ApiError, Entrypoint, Identity, ShutdownAction, TagsChange};
 use slicer_machine::{Machine, MachineError, MachineState, StopReason};
-use slicer_network::{Apart, NetworkError};
+use slicer_network::NetworkError;
 use spare::Spare;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Weak};
@@ -174,8 +174,7 @@ struct Launched {
     restored: bool,
     /// Why it was booted though it had been suspended.
     state_lost: Option<String>,
-    /// What brings it onto its network, if it is not there before it knows who it is.
-    apart: Option<Apart>,
+    entry: Entry,
 }
 
 impl Launched {
@@ -189,7 +188,7 @@ impl Launched {
             template: None,
             restored: false,
             state_lost: None,
-            apart: None,
+            entry: Entry::default(),
         }
     }
 }
@@ -527,7 +526,7 @@ impl Vm {
                     v.phase = Phase::Running;
                     v.state_lost = launched.state_lost.map(Arc::from);
                 });
-                self.attend(machine, launched.apart, tasks);
+                self.attend(machine, launched.entry, tasks);
                 // It runs, so what is on disk is history. Should the daemon die before it is gone,
                 // the stamps tell whether the guest has written anything since.
                 if launched.restored
@@ -582,19 +581,14 @@ impl Vm {
     }
 
     /// Has somebody attend to the guest of this machine.
-    fn attend(
-        &self,
-        machine: Arc<dyn Machine>,
-        apart: Option<Apart>,
-        tasks: &mut JoinSet<Progress>,
-    ) {
+    fn attend(&self, machine: Arc<dyn Machine>, entry: Entry, tasks: &mut JoinSet<Progress>) {
         let grant = Grant {
             store: self.shared.secrets.clone(),
             names: self.record.secrets.clone(),
             revoke: self.record.template.as_ref().is_some_and(|t| t.live),
         };
         let (view, wakes) = (self.view.subscribe(), self.shared.wakes.subscribe());
-        let attendant = Attendant::new(machine, self.identity(), grant, apart, view, wakes);
+        let attendant = Attendant::new(machine, self.identity(), grant, entry, view, wakes);
         tasks.spawn(bring_up(attendant));
     }
 

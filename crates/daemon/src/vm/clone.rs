@@ -4,6 +4,7 @@ use super::Launched;
 use super::disk::DiskGate;
 use super::launch::{derive, entrypoint, spec};
 use crate::DaemonError;
+use crate::attend::Entry;
 use crate::config::NetworkConfig;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, Origin, VmRecord};
@@ -98,8 +99,9 @@ async fn begin(
     gate: &DiskGate,
     template: &Arc<Template>,
 ) -> Result<Launched, DaemonError> {
-    let started = Instant::now();
     let entrypoint = entrypoint(record, prepared)?;
+    let turn = shared.turns.take().await;
+    let started = Instant::now();
     let name = &record.hostname;
     let place = shared.templates.place(&template.id);
     let disk = async {
@@ -150,6 +152,7 @@ async fn begin(
     Ok(Launched {
         entrypoint,
         template: Some(origin),
+        entry: Entry { apart: None, turn },
         ..Launched::new(disk, Arc::from(machine))
     })
 }

@@ -4,6 +4,7 @@ use super::disk::DiskGate;
 use super::launch::{derive, prepare, spec};
 use super::{Launched, Phase, Vm};
 use crate::DaemonError;
+use crate::attend::Entry;
 use crate::config::NetworkConfig;
 use crate::files;
 use crate::images::GroupImage;
@@ -296,6 +297,7 @@ pub(super) async fn begin(
     let started = Instant::now();
     let name = &record.hostname;
     let prepared = prepare(shared, image, record).await?;
+    let turn = shared.turns.take().await;
     let (base, kind) = (snapshot.place.disk(), snapshot.disk);
     let (disk, formats) = (
         shared.work.disk(name),
@@ -321,7 +323,10 @@ pub(super) async fn begin(
     info!("{name}: forked in {:.0?}", started.elapsed());
     Ok(Launched {
         template: Some(snapshot.origin()),
-        apart: card.apart,
+        entry: Entry {
+            apart: card.apart,
+            turn,
+        },
         ..Launched::new(disk, Arc::from(machine))
     })
 }
