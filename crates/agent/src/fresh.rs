@@ -18,6 +18,8 @@ pub(crate) const SSH_DIR: &str = "etc/ssh";
 /// A key of the largest kind takes seconds where the processor is emulated.
 const KEYGEN_TIME: Duration = Duration::from_mins(2);
 const KEYGEN_PAUSE: Duration = Duration::from_millis(5);
+/// The kinds that are made in no time. Two primes for RSA are to be found first.
+const QUICK: [&str; 2] = ["ed25519", "ecdsa"];
 /// How the files of a key are called until they take its name.
 const NEW: &str = "slicer-new";
 
@@ -62,29 +64,109 @@ fn renew_host_keys(
     dir: &Path,
     generate: impl Fn(&str, &Path) -> io::Result<()>,
 ) -> Result<(), AgentError> {
-    for (kind, key) in host_keys(dir)? {
-        let new = key.with_extension(NEW);
-        let public = |key: &Path| key.with_added_extension("pub");
+    let keys = host_keys(dir)?;
+    keys.iter().try_for_each(|key| key.renew(&generate))
+}
+
+/// Replaces the SSH host keys of a system that runs. Those that take long to make only go, when the server
+/// does with others meanwhile; they are given back, for [`HostKey::make`].
+///
+/// # Errors
+/// When one can't be replaced.
+pub(crate) fn renew_host_keys_soon(root: &Path) -> Result<Vec<HostKey>, AgentError> {
+    let dir = root.join(SSH_DIR);
+    let (quick, slow): (Vec<_>, Vec<_>) = host_keys(&dir)?
+        .into_iter()
+        .partition(|k| QUICK.contains(&k.kind.as_str()));
+    for key in &quick {
+        key.renew(generate)?;
+    }
+    // A server that is told which keys to take may be left with none.
+    let named = named_host_keys(&dir);
+    let serves = |key: &HostKey| named.is_empty() || named.iter().any(|n| n.ends_with(key.name()));
+    let wait = !quick.iter().any(serves);
+    for key in &slow {
+        if wait {
+            key.renew(generate)?;
+        } else {
+            key.remove()?;
+        }
+    }
+    Ok(if wait { Vec::new() } else { slow })
+}
+
+/// The host keys that the server's configuration in `dir` has it take (sshd_config(5)): without any, all.
+fn named_host_keys(dir: &Path) -> Vec<PathBuf> {
+    let more = fs::read_dir(dir.join("sshd_config.d"));
+    let files = more.into_iter().flatten().flatten().map(|e| e.path());
+    let mut named = Vec::new();
+    for file in files.chain([dir.join("sshd_config")]) {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        named.extend(text.lines().filter_map(|line| {
+            let mut words = line
+                .split(|c: char| c.is_whitespace() || c == '=' || c == '"')
+                .filter(|w| !w.is_empty());
+            let key = words.next()?.eq_ignore_ascii_case("HostKey");
+            key.then(|| words.next().map(PathBuf::from))?
+        }));
+    }
+    named
+}
+
+/// A host key of the SSH server's.
+#[derive(Debug)]
+pub(crate) struct HostKey {
+    /// As `ssh-keygen -t` has it.
+    kind: String,
+    path: PathBuf,
+}
+
+impl HostKey {
+    /// Makes one that was removed.
+    pub(crate) fn make(&self) {
+        if let Err(e) = self.renew(generate) {
+            log::warn(&e.to_string());
+        }
+    }
+
+    fn renew(&self, generate: impl Fn(&str, &Path) -> io::Result<()>) -> Result<(), AgentError> {
+        let new = self.path.with_extension(NEW);
         for leftover in [new.clone(), public(&new)] {
             remove(&leftover)?;
         }
-        // A certificate of the old key vouches for no other.
-        let certificate = PathBuf::from(format!("{}-cert.pub", key.display()));
-        remove(&certificate)?;
-        match generate(&kind, &new) {
+        // Of the old key, it vouches for no other.
+        remove(&self.certificate())?;
+        match generate(&self.kind, &new) {
             Ok(()) => {
-                for (from, to) in [(public(&new), public(&key)), (new, key)] {
+                for (from, to) in [(public(&new), public(&self.path)), (new, self.path.clone())] {
                     fs::rename(&from, &to).map_err(io_error("replace", &to))?;
                 }
+                Ok(())
             }
             Err(e) => {
-                log::warn(&format!("{}: no new key: {e}", key.display()));
-                remove(&public(&key))?;
-                remove(&key)?;
+                log::warn(&format!("{}: no new key: {e}", self.path.display()));
+                self.remove()
             }
         }
     }
-    Ok(())
+
+    fn remove(&self) -> Result<(), AgentError> {
+        [self.certificate(), public(&self.path), self.path.clone()]
+            .iter()
+            .try_for_each(|file| remove(file))
+    }
+
+    fn name(&self) -> &Path {
+        self.path.file_name().map_or(&self.path, Path::new)
+    }
+
+    fn certificate(&self) -> PathBuf {
+        PathBuf::from(format!("{}-cert.pub", self.path.display()))
+    }
+}
+
+fn public(key: &Path) -> PathBuf {
+    key.with_added_extension("pub")
 }
 
 /// Whether the system below `root` has SSH host keys.
@@ -95,8 +177,8 @@ pub(crate) fn has_host_keys(root: &Path) -> Result<bool, AgentError> {
     host_keys(&root.join(SSH_DIR)).map(|keys| !keys.is_empty())
 }
 
-/// The kinds and files of SSH's host keys.
-fn host_keys(dir: &Path) -> Result<Vec<(String, PathBuf)>, AgentError> {
+/// SSH's host keys.
+fn host_keys(dir: &Path) -> Result<Vec<HostKey>, AgentError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -111,7 +193,10 @@ fn host_keys(dir: &Path) -> Result<Vec<(String, PathBuf)>, AgentError> {
             .strip_prefix("ssh_host_")
             .and_then(|n| n.strip_suffix("_key"));
         if let Some(kind) = kind {
-            keys.push((kind.to_owned(), entry.path()));
+            keys.push(HostKey {
+                kind: kind.to_owned(),
+                path: entry.path(),
+            });
         }
     }
     Ok(keys)
@@ -267,5 +352,47 @@ mod tests {
             assert_eq!(fs::read_to_string(dir.join(key)).unwrap(), "ed25519");
         }
         renew_host_keys(&root.path().join("absent"), |_, _| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_takes_long_comes_later_where_that_is_no_harm() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join(SSH_DIR);
+        fs::create_dir_all(dir.join("sshd_config.d")).unwrap();
+        let has = |name: &str| fs::read_to_string(dir.join(name)).ok();
+        fs::write(dir.join("ssh_host_rsa_key"), "old").unwrap();
+        fs::write(dir.join("ssh_host_rsa_key-cert.pub"), "old").unwrap();
+        fs::write(dir.join("ssh_host_ed25519_key"), "old").unwrap();
+        fs::write(
+            dir.join("sshd_config"),
+            "#HostKey /x\nHostKeyAlgorithms x\n",
+        )
+        .unwrap();
+        let later = renew_host_keys_soon(root.path()).unwrap();
+        assert_eq!(later.len(), 1);
+        assert_eq!(later[0].kind, "rsa");
+        assert_eq!(has("ssh_host_rsa_key"), None);
+        assert_eq!(has("ssh_host_rsa_key-cert.pub"), None);
+        assert!(has("ssh_host_ed25519_key").unwrap().contains("PRIVATE KEY"));
+
+        // One that takes no other, or has none, isn't left without.
+        let conf = dir.join("sshd_config.d/a.conf");
+        for (line, wait) in [
+            ("  hostkey /etc/ssh/ssh_host_rsa_key", true),
+            ("HostKey=\"/x\"", true),
+            ("HostKey /etc/ssh/ssh_host_ed25519_key", false),
+        ] {
+            fs::write(&conf, line).unwrap();
+            fs::write(dir.join("ssh_host_rsa_key"), "old").unwrap();
+            let later = renew_host_keys_soon(root.path()).unwrap();
+            assert_eq!(later.is_empty(), wait, "{line}");
+            assert_ne!(has("ssh_host_rsa_key").as_deref(), Some("old"));
+        }
+        fs::remove_file(conf).unwrap();
+        fs::remove_file(dir.join("ssh_host_ed25519_key")).unwrap();
+        assert!(named_host_keys(&dir).is_empty());
+        fs::write(dir.join("ssh_host_rsa_key"), "old").unwrap();
+        assert!(renew_host_keys_soon(root.path()).unwrap().is_empty());
+        assert_ne!(has("ssh_host_rsa_key").as_deref(), Some("old"));
     }
 }

@@ -78,7 +78,7 @@ pub(crate) fn apply(identity: &Identity) -> Result<Later, AgentError> {
     fresh::apply(&[Fixup::MachineId], Path::new("/"))?;
     // A look for them takes its time, too.
     if done != TEMPLATES[0] {
-        fresh::apply(&[Fixup::SshHostKeys], Path::new("/"))?;
+        later.host_keys = fresh::renew_host_keys_soon(Path::new("/"))?;
         sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
     }
     if let (Some(old), Some(new)) = (old, machine_id(Path::new("/"))) {
@@ -100,12 +100,14 @@ pub(crate) struct Later {
     /// The interface that is to draw IPv6 addresses. It takes a second or more until they can be used in
     /// any case, for it asks the network whether somebody has them (RFC 4862).
     ipv6: Option<String>,
+    /// Those that take long to make.
+    host_keys: Vec<fresh::HostKey>,
 }
 
 impl Later {
     /// Whether there is anything.
     pub(crate) fn is_nothing(&self) -> bool {
-        self.ipv6.is_none()
+        self.ipv6.is_none() && self.host_keys.is_empty()
     }
 
     /// Does it. Blocks.
@@ -115,6 +117,13 @@ impl Later {
         {
             log::warn(&e.to_string());
         }
+        if self.host_keys.is_empty() {
+            return;
+        }
+        for key in &self.host_keys {
+            key.make();
+        }
+        sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
     }
 }
 

@@ -37,8 +37,12 @@ const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/et
     head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
     timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
-/// The host key that the SSH server shows.
-const SHOWN: &str = "ssh-keyscan -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 3";
+/// Starts an SSH server that has its host key in its memory, as all have from OpenSSH 9.8 on.
+const SERVE: &str = "cd /etc/ssh && ( [ -e ssh_host_ed25519_key ] || \
+    sudo ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key ) && \
+    sudo mkdir -p /run/sshd && sudo /usr/sbin/sshd -r -p 2222 -o PidFile=none";
+/// The host key that it shows.
+const SHOWN: &str = "ssh-keyscan -p 2222 -t ed25519 127.0.0.1 2>/dev/null | cut -d ' ' -f 3";
 
 async fn count(client: &Client, vm: &str) -> u64 {
     says(client, vm, "cat /dev/shm/n")
@@ -101,7 +105,7 @@ async fn forks_go_on_where_their_source_was() {
     counts(&client, &source).await;
     says(&client, &source, WRITE).await;
     writes(&client, &source).await;
-    // From now on the server runs, with the key in its memory.
+    says(&client, &source, SERVE).await;
     let key = says(&client, &source, SHOWN).await;
 
     let fork = ["vm", "fork", "--live", "source", "--count", "2", "--wait"];
