@@ -79,7 +79,9 @@ pub(crate) fn apply(identity: &Identity) -> Result<Later, AgentError> {
     // A look for them takes its time, too.
     if done != TEMPLATES[0] {
         later.host_keys = fresh::renew_host_keys_soon(Path::new("/"))?;
-        sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
+        if fresh::has_host_keys(Path::new("/"))? {
+            sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
+        }
     }
     if let (Some(old), Some(new)) = (old, machine_id(Path::new("/"))) {
         for dir in JOURNALS {

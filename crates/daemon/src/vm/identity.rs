@@ -14,8 +14,9 @@ use std::net::Ipv4Addr;
 
 /// Random bytes that a clone is given.
 const SEED: usize = 64;
-/// The hostname of a spare until it has one.
-const NOBODY: &str = "sandbox";
+/// The hostname of a spare until it has one: as long as a template's, another, and shorter than any VM's, for
+/// the agent writes over what is no longer.
+const NOBODY: &str = "me";
 
 /// The identity of the VM of this record.
 pub(super) fn of(
