@@ -10,11 +10,14 @@ use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 use zbus::{OwnedObjectPath, OwnedVariant, Structure, Variant};
 
 const WATCHER: &str = "org.kde.StatusNotifierWatcher";
 /// The height of the panel, and so the width of an icon's place.
 const PANEL: u32 = 32;
+/// How long a menu may take to open, until one clicks again.
+const CLICK_AGAIN: Duration = Duration::from_secs(10);
 
 const PANEL_CONFIG: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 <channel name="xfce4-panel" version="1.0">
@@ -201,9 +204,14 @@ impl Desktop {
         })
         .await;
         let middle = (PANEL / 2).to_string();
-        self.xdotool(&["mousemove", "10", &middle, "click", "3"])
-            .await;
+        let mut clicked: Option<Instant> = None;
         wait_until("the menu is open", LIMIT, async || {
+            // A panel that is short of time loses a click now and then: whoever sees no menu clicks again.
+            if clicked.is_none_or(|at| at.elapsed() > CLICK_AGAIN) {
+                self.xdotool(&["mousemove", "10", &middle, "click", "3"])
+                    .await;
+                clicked = Some(Instant::now());
+            }
             self.windows().await.iter().any(|(_, h)| *h > 2 * PANEL)
         })
         .await;
