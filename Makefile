@@ -54,6 +54,7 @@ PROGRAMS := --bin slicer --bin slicer-mac --bin slicer-tray --bin xtask
 XTASK = $(if $(TOGETHER),target/release/xtask,cargo run -q --locked --release -p xtask --)
 # nextest when it is there; what it doesn't run, the examples in the documentation, comes after.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+CARGO_TEST = cargo test $(if $(TOGETHER),--profile bench)
 UNIT_TESTS := --locked --workspace --exclude slicer-testkit
 
 # Where the whole-system tests find the programs under test.
@@ -222,8 +223,8 @@ test-mac: ## On a Mac: run the tests, and prove the backend on real VMs
 
 .PHONY: unit
 unit: agent $(REGISTRY) ## Run the tests that need no VM
-	cargo $(if $(NEXTEST),nextest run $(if $(TOGETHER),--cargo-profile bench),test $(if $(TOGETHER),--profile bench)) $(UNIT_TESTS)
-	$(if $(NEXTEST),cargo test -q $(if $(TOGETHER),--profile bench) $(UNIT_TESTS) --doc)
+	$(if $(NEXTEST),cargo nextest run $(if $(TOGETHER),--cargo-profile bench),$(CARGO_TEST)) $(UNIT_TESTS)
+	$(if $(NEXTEST),$(CARGO_TEST) -q --doc $(UNIT_TESTS))
 
 # One process for all of them, for they share a daemon: nextest would start one for each.
 .PHONY: system

@@ -68,12 +68,12 @@ fn renew_host_keys(
     keys.iter().try_for_each(|key| key.renew(&generate))
 }
 
-/// Replaces the SSH host keys of a system that runs. Those that take long to make only go, when the server
-/// does with others meanwhile; they are given back, for [`HostKey::make`].
+/// Replaces the SSH host keys of a clone, which runs and is waited for: where the server has another key, one
+/// that takes long to make is only removed, and given back for [`HostKey::make`].
 ///
 /// # Errors
 /// When one can't be replaced.
-pub(crate) fn renew_host_keys_soon(root: &Path) -> Result<Vec<HostKey>, AgentError> {
+pub(crate) fn renew_host_keys_of_clone(root: &Path) -> Result<Vec<HostKey>, AgentError> {
     let dir = root.join(SSH_DIR);
     let (quick, slow): (Vec<_>, Vec<_>) = host_keys(&dir)?
         .into_iter()
@@ -134,7 +134,7 @@ impl HostKey {
         for leftover in [new.clone(), public(&new)] {
             remove(&leftover)?;
         }
-        // Of the old key, it vouches for no other.
+        // It is of the old key, and vouches for no other.
         remove(&self.certificate())?;
         match generate(&self.kind, &new) {
             Ok(()) => {
@@ -368,7 +368,7 @@ mod tests {
             "#HostKey /x\nHostKeyAlgorithms x\n",
         )
         .unwrap();
-        let later = renew_host_keys_soon(root.path()).unwrap();
+        let later = renew_host_keys_of_clone(root.path()).unwrap();
         assert_eq!(later.len(), 1);
         assert_eq!(later[0].kind, "rsa");
         assert_eq!(has("ssh_host_rsa_key"), None);
@@ -384,7 +384,7 @@ mod tests {
         ] {
             fs::write(&conf, line).unwrap();
             fs::write(dir.join("ssh_host_rsa_key"), "old").unwrap();
-            let later = renew_host_keys_soon(root.path()).unwrap();
+            let later = renew_host_keys_of_clone(root.path()).unwrap();
             assert_eq!(later.is_empty(), wait, "{line}");
             assert_ne!(has("ssh_host_rsa_key").as_deref(), Some("old"));
         }
@@ -392,7 +392,7 @@ mod tests {
         fs::remove_file(dir.join("ssh_host_ed25519_key")).unwrap();
         assert!(named_host_keys(&dir).is_empty());
         fs::write(dir.join("ssh_host_rsa_key"), "old").unwrap();
-        assert!(renew_host_keys_soon(root.path()).unwrap().is_empty());
+        assert!(renew_host_keys_of_clone(root.path()).unwrap().is_empty());
         assert_ne!(has("ssh_host_rsa_key").as_deref(), Some("old"));
     }
 }

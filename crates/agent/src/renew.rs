@@ -78,7 +78,7 @@ pub(crate) fn apply(identity: &Identity) -> Result<Later, AgentError> {
     fresh::apply(&[Fixup::MachineId], Path::new("/"))?;
     // A look for them takes its time, too.
     if done != TEMPLATES[0] {
-        later.host_keys = fresh::renew_host_keys_soon(Path::new("/"))?;
+        later.host_keys = fresh::renew_host_keys_of_clone(Path::new("/"))?;
         if fresh::has_host_keys(Path::new("/"))? {
             sshd::take_up_keys(&Path::new("/").join(fresh::SSH_DIR));
         }

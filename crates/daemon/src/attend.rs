@@ -66,7 +66,7 @@ async fn renewed(shares: &mut watch::Receiver<u64>) {
 
 /// What a VM has until it is ready.
 #[derive(Default)]
-pub(crate) struct Entry {
+pub(crate) struct UntilReady {
     /// What brings it onto its network, if it is not there before it knows who it is.
     pub(crate) apart: Option<Apart>,
     /// Its turn to come up, if it takes turns.
@@ -78,7 +78,7 @@ pub(crate) struct Attendant {
     machine: Arc<dyn Machine>,
     identity: Identity,
     grant: Grant,
-    entry: Entry,
+    until_ready: UntilReady,
     /// Counts the changes of the store.
     changes: watch::Receiver<u64>,
     view: watch::Receiver<View>,
@@ -92,7 +92,7 @@ impl Attendant {
         machine: Arc<dyn Machine>,
         identity: Identity,
         grant: Grant,
-        entry: Entry,
+        until_ready: UntilReady,
         view: watch::Receiver<View>,
         wakes: watch::Receiver<()>,
     ) -> Self {
@@ -101,7 +101,7 @@ impl Attendant {
             machine,
             identity,
             grant,
-            entry,
+            until_ready,
             changes,
             view,
             wakes,
@@ -118,7 +118,7 @@ impl Attendant {
     /// # Errors
     /// Why it never will be.
     pub(crate) async fn bring_up(&mut self) -> Result<(), String> {
-        let turn = self.entry.turn.take();
+        let turn = self.until_ready.turn.take();
         let give_way = async move {
             tokio::time::sleep(TURN_TIME).await;
             drop(turn);
@@ -142,7 +142,7 @@ impl Attendant {
             drop(stream);
             match introduced {
                 Ok(()) => {
-                    return match self.entry.apart.take() {
+                    return match self.until_ready.apart.take() {
                         Some(apart) => apart.join().await.map_err(|e| e.to_string()),
                         None => Ok(()),
                     };

@@ -209,8 +209,10 @@ impl Templates {
         // One that goes may be the last that reads from another.
         loop {
             let left = self.lingering().clone();
-            let went = |dir| self.clear_or_warn(&Place::new(dir));
-            if left.into_iter().map(went).filter(|went| *went).count() == 0 {
+            let went = left
+                .into_iter()
+                .filter(|dir| self.clear_or_warn(&Place::new(dir.clone())));
+            if went.count() == 0 {
                 return;
             }
         }

@@ -1,13 +1,12 @@
 //! How many VMs come up at once as clones of a template, which takes nothing but processors' time. Were it
-//! all that are launched, each would be ready when the last is; in turn, the first is when one alone would be,
-//! and the last no later.
+//! all that are launched, each would be ready when the last is; in turn, half of them are in half of that time.
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How long a VM may have its turn: one that hangs must not keep others from theirs.
+/// How long a VM that runs may keep its turn until it is ready: one that hangs must not keep others from theirs.
 pub(crate) const TURN_TIME: Duration = Duration::from_secs(5);
 
 /// The turns of all VMs.

@@ -19,7 +19,7 @@ pub(crate) use disk::{DiskGate, remove_files};
 pub(crate) use handle::{DiskLease, Phase, View, VmHandle};
 
 use crate::DaemonError;
-use crate::attend::{Attendant, Entry, Grant};
+use crate::attend::{Attendant, Grant, UntilReady};
 use crate::config::NetworkConfig;
 use crate::console;
 use crate::error::FREE_SPACE;
@@ -174,7 +174,7 @@ struct Launched {
     restored: bool,
     /// Why it was booted though it had been suspended.
     state_lost: Option<String>,
-    entry: Entry,
+    until_ready: UntilReady,
 }
 
 impl Launched {
@@ -188,7 +188,7 @@ impl Launched {
             template: None,
             restored: false,
             state_lost: None,
-            entry: Entry::default(),
+            until_ready: UntilReady::default(),
         }
     }
 }
@@ -526,7 +526,7 @@ impl Vm {
                     v.phase = Phase::Running;
                     v.state_lost = launched.state_lost.map(Arc::from);
                 });
-                self.attend(machine, launched.entry, tasks);
+                self.attend(machine, launched.until_ready, tasks);
                 // It runs, so what is on disk is history. Should the daemon die before it is gone,
                 // the stamps tell whether the guest has written anything since.
                 if launched.restored
@@ -581,14 +581,19 @@ impl Vm {
     }
 
     /// Has somebody attend to the guest of this machine.
-    fn attend(&self, machine: Arc<dyn Machine>, entry: Entry, tasks: &mut JoinSet<Progress>) {
+    fn attend(
+        &self,
+        machine: Arc<dyn Machine>,
+        until_ready: UntilReady,
+        tasks: &mut JoinSet<Progress>,
+    ) {
         let grant = Grant {
             store: self.shared.secrets.clone(),
             names: self.record.secrets.clone(),
             revoke: self.record.template.as_ref().is_some_and(|t| t.live),
         };
         let (view, wakes) = (self.view.subscribe(), self.shared.wakes.subscribe());
-        let attendant = Attendant::new(machine, self.identity(), grant, entry, view, wakes);
+        let attendant = Attendant::new(machine, self.identity(), grant, until_ready, view, wakes);
         tasks.spawn(bring_up(attendant));
     }
 

@@ -4,7 +4,7 @@ use super::Launched;
 use super::disk::DiskGate;
 use super::launch::{derive, entrypoint, spec};
 use crate::DaemonError;
-use crate::attend::Entry;
+use crate::attend::UntilReady;
 use crate::config::NetworkConfig;
 use crate::images::{GroupImage, Prepared};
 use crate::record::{DiskKind, Origin, VmRecord};
@@ -152,7 +152,7 @@ async fn begin(
     Ok(Launched {
         entrypoint,
         template: Some(origin),
-        entry: Entry { apart: None, turn },
+        until_ready: UntilReady { apart: None, turn },
         ..Launched::new(disk, Arc::from(machine))
     })
 }

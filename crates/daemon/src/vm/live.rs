@@ -4,7 +4,7 @@ use super::disk::DiskGate;
 use super::launch::{derive, prepare, spec};
 use super::{Launched, Phase, Vm};
 use crate::DaemonError;
-use crate::attend::Entry;
+use crate::attend::UntilReady;
 use crate::config::NetworkConfig;
 use crate::files;
 use crate::images::GroupImage;
@@ -323,7 +323,7 @@ pub(super) async fn begin(
     info!("{name}: forked in {:.0?}", started.elapsed());
     Ok(Launched {
         template: Some(snapshot.origin()),
-        entry: Entry {
+        until_ready: UntilReady {
             apart: card.apart,
             turn,
         },

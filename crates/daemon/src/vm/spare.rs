@@ -55,6 +55,8 @@ impl Spare {
         let image_digest = image.prepare().await?.image_digest.clone();
         let launched = launch(shared, image, &record, network, gate).await?;
         let machine = launched.machine;
+        // Nobody waits for the rest.
+        drop(launched.until_ready);
         match tokio::time::timeout(BOOT_TIME, machine.connect()).await {
             Ok(stream) => drop(stream?),
             Err(_) => return Err(DaemonError::Internal("waiting for a spare VM's agent")),

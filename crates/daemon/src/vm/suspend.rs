@@ -4,7 +4,7 @@ use super::handle::Reply;
 use super::launch::{launch, prepare, shares, spec};
 use super::{DiskGate, Launched, Phase, Progress, Vm};
 use crate::DaemonError;
-use crate::attend::Entry;
+use crate::attend::UntilReady;
 use crate::config::NetworkConfig;
 use crate::guest;
 use crate::images::GroupImage;
@@ -129,7 +129,7 @@ impl Vm {
             warn!("{}: {}", self.record.hostname, e.message);
         }
         self.view.send_modify(|v| v.ready = false);
-        self.attend(machine, Entry::default(), tasks);
+        self.attend(machine, UntilReady::default(), tasks);
     }
 
     async fn save_state(

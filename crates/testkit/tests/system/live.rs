@@ -37,7 +37,7 @@ const OWN: &str = "hostname; cat /etc/hostname /etc/machine-id /sys/class/net/et
     head -c 16 /dev/urandom | od -An -tx1; cat /proc/sys/kernel/random/uuid; \
     timeout 60 sh -c 'until grep eth0 /proc/net/if_inet6; do sleep 0.2; done'";
 
-/// Starts an SSH server that has its host key in its memory, as all have from OpenSSH 9.8 on.
+/// Starts an SSH server that serves whoever comes with the host key it has in its memory.
 const SERVE: &str = "cd /etc/ssh && ( [ -e ssh_host_ed25519_key ] || \
     sudo ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key ) && \
     sudo mkdir -p /run/sshd && sudo /usr/sbin/sshd -r -p 2222 -o PidFile=none";
